@@ -1,0 +1,66 @@
+# What a developer does with this repository. `make` alone lists the targets; each says what it does and how long it takes.
+# With KUBECONFIG set, demo and mesh use that cluster and start none of their own.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+
+export MESH_CACHE ?= $(HOME)/.cache/istio-egress-mesh
+export PATH := $(MESH_CACHE)/venv/bin:$(PATH)
+
+USER_CLUSTER := $(KUBECONFIG)
+MESH := tests/cluster/mesh
+in_tree = export ANSIBLE_COLLECTIONS_PATH="$$(python tests/tooling/tree.py)";
+on_mesh = $(in_tree) $(if $(USER_CLUSTER),,export KUBECONFIG="$$($(MESH) kubeconfig)";)
+
+.PHONY: help setup demo test lint unit sanity api mesh mesh-up matrix bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
+
+setup: ## development venv with all tools, in the cache directory (first time about 1 min, then at once)
+	@tests/tooling/setup
+
+demo: setup mesh-up ## one mesh, three playbooks, one table of real requests
+	@echo "demo: playbook meshops.istio_egress.demo against $(or $(USER_CLUSTER),the mesh of this machine)"
+	@$(on_mesh) ansible-playbook meshops.istio_egress.demo
+
+test: setup ## lint, unit, sanity, api, mesh, in this order; stops at the first failure
+	@python tests/tooling/stages.py lint unit sanity api mesh
+
+lint: setup ## ruff, yamllint, shellcheck, changelog, docs, ansible-lint (about 20 s)
+	@$(in_tree) tests/tooling/lint
+
+unit: setup ## tests that need no cluster
+	@echo "unit: pytest tests/unit"
+	@pytest tests/unit
+
+sanity: setup ## every test of ansible-test sanity (first time about 2 min, then 20 s, at once when nothing has changed)
+	@python tests/tooling/sanity.py
+
+api: setup ## tests against a real API server, without proxies
+	@echo "api: API server alone, then pytest tests/api"
+	@$(MESH) up --api-only --name api
+	@KUBECONFIG="$$($(MESH) kubeconfig --name api)" pytest tests/api
+
+mesh: setup mesh-up ## tests against real proxies
+	@echo "mesh: pytest tests/mesh against $(or $(USER_CLUSTER),the mesh of this machine)"
+	@$(on_mesh) pytest tests/mesh
+
+mesh-up:
+ifeq ($(USER_CLUSTER),)
+	@$(MESH) build
+	@$(MESH) up
+	@$(MESH) istio
+endif
+
+matrix: setup ## unit tests and sanity on each supported Python, kubernetes client and ansible-core found here (about 20 min)
+	@python tests/tooling/matrix.py
+
+bench: setup ## 500 hosts beside kubernetes.core and kubectl, in one run
+	@$(MESH) up --api-only --name api
+	@$(in_tree) KUBECONFIG="$$($(MESH) kubeconfig --name api)" python tests/bench/run.py
+
+clean: ## stop the meshes of this machine; what was built stays in the cache
+	@$(MESH) down
+	@$(MESH) down --name api

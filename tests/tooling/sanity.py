@@ -1,0 +1,153 @@
+"""Runs every test of `ansible-test sanity` on this checkout, with the ansible-core and the Python of the interpreter that runs this file.
+
+Three things make it more than one command. ansible-test follows links, so it gets a copy of the checkout. It wants to download a script that
+bootstraps pip from a host that build machines often cannot reach, so it is given one that does the same from the package index. And it takes a
+minute or two, so a run is skipped when nothing that it reads has changed since a green one (FORCE=1 runs it anyway).
+No test is left out and no ignore file is allowed. Knows nothing of clusters.
+"""
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import tree
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+ANSIBLE_TEST = Path(sys.executable).with_name("ansible-test")
+# Two lanes for two cores. Tests without requirements of their own share one virtual environment, which ansible-test does not lock: they stay together.
+HEAVY = ["ansible-doc", "import", "validate-modules"]
+BOOTSTRAP_PIP = '''\
+"""Stands in for the get-pip script that ansible-test downloads: same arguments, pip taken from the interpreter and the package index."""
+import ensurepip
+import subprocess
+import sys
+
+ensurepip.bootstrap()
+arguments = [argument for argument in sys.argv[1:] if argument not in ("--no-setuptools", "--no-wheel")]
+sys.exit(subprocess.call([sys.executable, "-m", "pip", "install", *arguments]))
+'''
+
+
+def files() -> list[Path]:
+    """What a commit of the working tree would hold, relative to the checkout."""
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=tree.CHECKOUT, check=True, capture_output=True)
+    return sorted(path for name in set(listed.stdout.decode().split("\0")) if name and os.path.lexists(tree.CHECKOUT / (path := Path(name))))
+
+
+def fingerprint(paths: list[Path]) -> str:
+    """Changes with every byte, mode and link of the files, and with the tools that judge them."""
+    digest = hashlib.sha256(f"{version('ansible-core')} {sys.version} {Path(__file__).read_text(encoding='utf-8')}".encode())
+    for path in paths:
+        source = tree.CHECKOUT / path
+        content = str(source.readlink()).encode() if source.is_symlink() else source.read_bytes()
+        digest.update(f"{path}\0{source.lstat().st_mode:o}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def mirror(paths: list[Path], target: Path) -> None:
+    """Make `target` hold exactly `paths`. Files that are equal stay untouched, and so does ansible-test's own tests/output."""
+    for present in sorted(target.rglob("*"), reverse=True):
+        relative = present.relative_to(target)
+        if relative.parts[:2] == ("tests", "output"):
+            continue
+        if present.is_dir() and not present.is_symlink():
+            if not any(present.iterdir()):
+                present.rmdir()
+        elif relative not in paths:
+            present.unlink()
+    for relative in paths:
+        source, copy = tree.CHECKOUT / relative, target / relative
+        if copy.is_file() and not copy.is_symlink() and not source.is_symlink() and filecmp.cmp(source, copy, shallow=False):
+            shutil.copymode(source, copy)
+            continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.unlink(missing_ok=True)
+        shutil.copy2(source, copy, follow_symlinks=False)
+
+
+def provide_pip_bootstrap() -> None:
+    """Put the script where ansible-test looks first; the version in its name is the one that this ansible-core asks for."""
+    from ansible_test._internal.python_requirements import get_venv_packages
+
+    wanted = get_venv_packages(SimpleNamespace(version=PYTHON))["pip"]
+    place = Path.home() / ".ansible" / "test" / "cache" / f"get_pip_{wanted.replace('.', '_')}.py"
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(BOOTSTRAP_PIP, encoding="utf-8")
+
+
+class Lane(threading.Thread):
+    """One ansible-test process in a copy of its own; tells which test it is at, and keeps the whole output in a log."""
+
+    def __init__(self, name: str, paths: list[Path], selection: list[str]) -> None:
+        super().__init__(name=name)
+        self.root = tree.own_directory("sanity") / name
+        self.paths = paths
+        self.command = [str(ANSIBLE_TEST), "sanity", "--local", "--python", PYTHON, "--color", "no", *selection]
+        self.log = self.root / "log.txt"
+        self.status = -1
+
+    def run(self) -> None:
+        copy = self.root / "ansible_collections" / "meshops" / "istio_egress"
+        copy.mkdir(parents=True, exist_ok=True)
+        mirror(self.paths, copy)
+        environment = {**os.environ, "PATH": f"{ANSIBLE_TEST.parent}{os.pathsep}{os.environ['PATH']}"}
+        environment.pop("ANSIBLE_COLLECTIONS_PATH", None)
+        with self.log.open("w", encoding="utf-8") as log, subprocess.Popen(
+                self.command, cwd=copy, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            for line in process.stdout:
+                log.write(line)
+                if line.startswith("Running sanity test "):
+                    print("sanity:", line.split('"')[1], flush=True)
+        self.status = process.returncode
+
+    def complaints(self) -> str:
+        """What ansible-test says is wrong, without pip's talk; the whole log when it died before it could say anything."""
+        output = self.log.read_text(encoding="utf-8")
+        lines = [line for line in output.splitlines() if line.startswith(("ERROR:", "FATAL:"))]
+        return "\n".join(lines) if lines else output
+
+
+def main() -> int:
+    paths = files()
+    if ignored := [path for path in paths if path.parts[:2] == ("tests", "sanity") and path.name.startswith("ignore")]:
+        print(f"sanity: {ignored[0]} is not allowed here: fix what it hides, then delete it.")
+        return 1
+    seen = fingerprint(paths)
+    green = tree.own_directory("sanity") / f"green-{version('ansible-core')}-{PYTHON}"
+    if not os.environ.get("FORCE") and green.exists() and green.read_text(encoding="utf-8") == seen:
+        print("sanity: green before, and nothing that it reads has changed since; FORCE=1 runs it anyway.")
+        return 0
+
+    print(f"sanity: ansible-test of ansible-core {version('ansible-core')} on {len(paths)} files, Python {PYTHON}", flush=True)
+    started = time.monotonic()
+    provide_pip_bootstrap()
+    lanes = [
+        Lane("light", paths, [argument for test in HEAVY for argument in ("--skip-test", test)]),
+        Lane("heavy", paths, [argument for test in HEAVY for argument in ("--test", test)]),
+    ]
+    for lane in lanes:
+        lane.start()
+    for lane in lanes:
+        lane.join()
+    failed = [lane for lane in lanes if lane.status != 0]
+    for lane in failed:
+        print(f"{lane.complaints()}\nsanity: whole output in {lane.log}")
+    if failed:
+        return 1
+    green.write_text(seen, encoding="utf-8")
+    print(f"sanity: all tests green in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
