@@ -11,8 +11,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import tree
 import yaml
+
+import tree
 
 
 def main() -> None:
