@@ -61,7 +61,8 @@ def main() -> int:
         if not table.cell(f"{name}: venv", *create, [*pip, f"ansible-core=={core}.*", *TOOLS]):
             continue
         for client in CLIENTS:
-            table.cell(f"{name}, kubernetes {client}: unit", [*pip, f"kubernetes=={client}.*"], [venv / "bin" / "pytest", "--quiet", "tests/unit"])
+            install = [*pip, f"kubernetes=={client}.*"]
+            table.cell(f"{name}, kubernetes {client}: unit", install, [venv / "bin" / "pytest", "--quiet", "--tb=short", "tests/unit"])
         table.cell(f"{name}: sanity", [venv / "bin" / "python", "tests/tooling/sanity.py"])
     if table.failed:
         print(f"\n{table.failed} cells failed; the output of each is above.")
