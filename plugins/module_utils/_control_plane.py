@@ -1,0 +1,101 @@
+# Copyright: (c) 2026, meshops.istio_egress contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to this collection. The Istio control plane: which one, which version, and who manages its mesh config.
+
+It asks the cluster for istiod's Deployment and for the ConfigMap that istiod reads; it does not read or change the mesh config itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
+
+MESH_KEY = "mesh"
+DEFAULT_REVISION = "default"
+REVISION_LABEL = "istio.io/rev"
+
+
+class ControlPlaneError(EgressError):
+    """There is no such control plane, or it cannot do what is asked of it."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who manages the mesh config. `overwritten` says when a change made here is lost; `values` are the lines that keep it."""
+
+    name: str
+    overwritten: str
+    values: str
+
+
+def mesh_config_map(cluster: Cluster, istio_namespace: str, revision: str) -> dict[str, Any]:
+    """The ConfigMap that istiod of `revision` reads: ``istio``, or ``istio-REVISION``. Raises ControlPlaneError naming those that exist."""
+    name = "istio" if revision in ("", DEFAULT_REVISION) else f"istio-{revision}"
+    found = cluster.get("ConfigMap", istio_namespace, name)
+    if found is None:
+        raise ControlPlaneError(
+            f'There is no ConfigMap "{name}" in namespace "{istio_namespace}", where istiod of revision "{revision}" would keep its mesh config.\n{_existing(cluster)}'
+        )
+    if MESH_KEY not in (found.get("data") or {}):
+        raise ControlPlaneError(
+            f'ConfigMap {istio_namespace}/{name} has no key "{MESH_KEY}", so it is not a mesh config of Istio.\nCheck istio_namespace and revision; nothing was written.'
+        )
+    return found
+
+
+def _existing(cluster: Cluster) -> str:
+    try:
+        istiods = cluster.list("Deployment", labels="app=istiod")
+    except ClusterError:
+        istiods = []
+    known = sorted(f"{d['metadata']['namespace']} (revision {_revision(d)})" for d in istiods)
+    if not known:
+        return "No istiod was found in the cluster: install Istio first, or choose another kubeconfig or context."
+    return f"Set istio_namespace and revision to one that exists: {', '.join(known)}."
+
+
+def istiod_version(cluster: Cluster, istio_namespace: str, revision: str) -> tuple[int, int, int] | None:
+    """The version of istiod from its Deployment (label, else image tag); None where neither tells."""
+    for deployment in cluster.list("Deployment", istio_namespace, labels="app=istiod"):
+        if _revision(deployment) == (revision or DEFAULT_REVISION):
+            label = (deployment["metadata"].get("labels") or {}).get("app.kubernetes.io/version", "")
+            images = [c.get("image", "").rpartition(":")[2] for c in deployment["spec"]["template"]["spec"]["containers"]]
+            for text in (label, *images):
+                match = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", text)
+                if match:
+                    return int(match[1]), int(match[2]), int(match[3] or 0)
+    return None
+
+
+def _revision(deployment: Mapping[str, Any]) -> str:
+    return (deployment["metadata"].get("labels") or {}).get(REVISION_LABEL) or DEFAULT_REVISION
+
+
+def owner_of_mesh_config(config_map: Mapping[str, Any], mode: str) -> Owner:
+    """Who renders the ConfigMap, told by the marks that installers leave. Sail runs Helm inside, so it is looked for first."""
+    metadata = config_map["metadata"]
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    mesh_config = f"meshConfig:\n  outboundTrafficPolicy:\n    mode: {mode}\n"
+    sail = [r for r in metadata.get("ownerReferences") or [] if r.get("kind") == "IstioRevision"]
+    if sail or labels.get("app.kubernetes.io/managed-by") == "sail-operator" or "operator-sdk/primary-resource" in annotations:
+        values = "# Istio resource (sailoperator.io/v1)\nspec:\n  values:\n" + "".join(f"    {line}\n" for line in mesh_config.splitlines())
+        return Owner("Sail operator", "within seconds, by the operator", values)
+    if metadata["namespace"] == "aks-istio-system":
+        revision = labels.get(REVISION_LABEL, "REVISION")
+        return Owner(
+            "AKS add-on", "by the add-on's own reconciliation",
+            f"# ConfigMap istio-shared-configmap-{revision} in aks-istio-system, key mesh\noutboundTrafficPolicy:\n  mode: {mode}\n",
+        )  # fmt: skip
+    if annotations.get("meta.helm.sh/release-name"):
+        release = annotations["meta.helm.sh/release-name"]
+        return Owner("Helm", f"by the next helm upgrade of release {release}", f"# values of Helm release {release} (chart istiod)\n{mesh_config}")
+    if "install.operator.istio.io/owning-resource" in labels or "operator.istio.io/managed" in labels:
+        values = "# IstioOperator file given to istioctl install\nspec:\n" + "".join(f"  {line}\n" for line in mesh_config.splitlines())
+        return Owner("istioctl", "by the next istioctl install or upgrade", values)
+    return Owner("unknown", "by whoever renders this ConfigMap", f"# mesh config\n{mesh_config}")

@@ -1,0 +1,89 @@
+# Copyright: (c) 2026, meshops.istio_egress contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to this collection. What a proxy really does, read from its own configuration: mode, and the destinations it knows.
+
+Pure: it reads Envoy's ``config_dump`` as pilot configures it (names seen on Istio 1.31.1 with Envoy 1.40); fetching is `_proxies`' work.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+RESOURCES = ("dynamic_listeners", "dynamic_route_configs")
+"""The parts of ``config_dump`` that a Snapshot is made of. istiod sends clusters first, so what these name is there as well."""
+
+_MODE_OF_ROUTES = {"block_all": "REGISTRY_ONLY", "allow_any": "ALLOW_ANY", "allow_any_dynamic_dns": "ALLOW_ANY_DYNAMIC_DNS"}
+_MODE_OF_CLUSTER = {"BlackHoleCluster": "REGISTRY_ONLY", "PassthroughCluster": "ALLOW_ANY"}
+_OUTBOUND = re.compile(r"^outbound\|(\d+)\|([^|]*)\|(.+)$")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one proxy had at one moment.
+
+    `modes` holds the mode of every place that decides about unknown destinations (the catch-all of the outbound listener, and each HTTP route
+    table); they differ only while a change is on its way. `destinations` holds (host, port) of all that the proxy routes.
+    """
+
+    modes: frozenset[str]
+    destinations: frozenset[tuple[str, int]]
+
+    @property
+    def mode(self) -> str | None:
+        """The mode in force, or None while the proxy is between two."""
+        if self.modes == {"ALLOW_ANY", "ALLOW_ANY_DYNAMIC_DNS"}:  # TLS and TCP are passed through in both
+            return "ALLOW_ANY_DYNAMIC_DNS"
+        return next(iter(self.modes)) if len(self.modes) == 1 else None
+
+
+def read(dump: Mapping[str, Any]) -> Snapshot:
+    """A Snapshot of the joined answers to ``config_dump?resource=R`` for each of RESOURCES: ``{"configs": [...]}``."""
+    modes: set[str] = set()
+    destinations: set[tuple[str, int]] = set()
+    for config in dump.get("configs") or ():
+        listener = (config.get("active_state") or {}).get("listener")
+        if listener:
+            destinations |= set(_listener_destinations(listener))
+            if listener.get("name") == "virtualOutbound":
+                modes |= {_MODE_OF_CLUSTER[c] for c in _tcp_clusters(listener) if c in _MODE_OF_CLUSTER}
+        for host in (config.get("route_config") or {}).get("virtual_hosts") or ():
+            if host["name"] in _MODE_OF_ROUTES:
+                modes.add(_MODE_OF_ROUTES[host["name"]])
+            else:
+                destinations |= set(_name_and_port(host["name"]))
+    return Snapshot(frozenset(modes), frozenset(destinations))
+
+
+def _listener_destinations(listener: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Hosts told apart by SNI (`server_names` on the listener's port), and the destinations of TCP clusters."""
+    port = ((listener.get("address") or {}).get("socket_address") or {}).get("port_value", 0)
+    for chain in listener.get("filter_chains") or ():
+        for name in (chain.get("filter_chain_match") or {}).get("server_names") or ():
+            yield name, port
+    for cluster in _tcp_clusters(listener):
+        match = _OUTBOUND.match(cluster)
+        if match:
+            yield match[3], int(match[1])
+
+
+def _tcp_clusters(listener: Mapping[str, Any]) -> Iterator[str]:
+    chains = [*(listener.get("filter_chains") or ()), *([listener["default_filter_chain"]] if listener.get("default_filter_chain") else ())]
+    for chain in chains:
+        for network_filter in chain.get("filters") or ():
+            config = network_filter.get("typed_config") or {}
+            if network_filter.get("name") == "envoy.filters.network.tcp_proxy":
+                if config.get("cluster"):
+                    yield config["cluster"]
+                for weighted in (config.get("weighted_clusters") or {}).get("clusters") or ():
+                    yield weighted["name"]
+
+
+def _name_and_port(virtual_host: str) -> Iterator[tuple[str, int]]:
+    """pilot names a virtual host ``HOST:PORT``."""
+    host, _sep, port = virtual_host.rpartition(":")
+    if host and port.isdigit():
+        yield host, int(port)

@@ -1,0 +1,249 @@
+# Copyright: (c) 2026, meshops.istio_egress contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to this collection. From policy to objects and back: ServiceEntries for host entries, Sidecars for a mode.
+
+Pure: it takes what is wanted and the objects that exist, and returns the objects that should exist, as dictionaries of the API.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import (
+    HOSTS_ANNOTATION,
+    MANAGED_BY,
+    MANAGED_BY_LABEL,
+    MAX_HOSTS,
+    POLICY_LABEL,
+    HostEntry,
+    Port,
+)
+
+NETWORKING = "networking.istio.io/v1"
+
+Object = dict[str, Any]
+
+
+# -- ours and not ours --------------------------------------------------------------------------------------------------------------
+
+
+def policy_of(obj: Mapping[str, Any]) -> str | None:
+    """The policy name on an object that this collection made, else None."""
+    labels = obj["metadata"].get("labels") or {}
+    return labels.get(POLICY_LABEL) if labels.get(MANAGED_BY_LABEL) == MANAGED_BY else None
+
+
+def owner_of(obj: Mapping[str, Any]) -> str:
+    """Who manages an object, in words for messages: ``policy "web"``, ``Helm release x``, the team of a label, or ``unknown owner``."""
+    metadata = obj["metadata"]
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    if policy_of(obj):
+        return f'policy "{policy_of(obj)}" of namespace {metadata["namespace"]}'
+    if annotations.get("meta.helm.sh/release-name"):
+        return f"Helm release {annotations['meta.helm.sh/release-name']}"
+    manager = labels.get(MANAGED_BY_LABEL) or next((labels[k] for k in ("owner", "team") if labels.get(k)), None)
+    if manager:
+        return f"owner: {manager}"
+    return "applied with kubectl" if "kubectl.kubernetes.io/last-applied-configuration" in annotations else "unknown owner"
+
+
+def same_object(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether `live` already says what `wanted` says: its spec but for defaults, and the labels and annotations that are ours to set."""
+    if normal_spec(live) != normal_spec(wanted):
+        return False
+    return all(_ours(live, key) == _ours(wanted, key) for key in ("labels", "annotations"))
+
+
+def updated(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> Object:
+    """`live` with our spec, labels and annotations, and with everybody else's labels and annotations left as they are."""
+    result = copy.deepcopy(dict(live))
+    result["spec"] = copy.deepcopy(wanted["spec"])
+    for key in ("labels", "annotations"):
+        kept = {k: v for k, v in (result["metadata"].get(key) or {}).items() if not _is_ours(k)}
+        merged = {**kept, **(wanted["metadata"].get(key) or {})}
+        if merged:
+            result["metadata"][key] = merged
+        else:
+            result["metadata"].pop(key, None)
+    return result
+
+
+def normal_spec(obj: Mapping[str, Any]) -> Any:
+    """The spec with what the API server, istiod or another author may leave out or fill in made equal.
+
+    Defaults are the protobuf zero values of istio/api networking/v1alpha3; empty lists and absent ones are one and the same there.
+    """
+    spec = {key: value for key, value in (obj.get("spec") or {}).items() if value not in (None, [], {}, "")}
+    if obj["kind"] == "ServiceEntry":
+        spec.setdefault("location", "MESH_EXTERNAL")
+        spec.setdefault("resolution", "NONE")
+        spec["hosts"] = sorted(spec.get("hosts") or [])
+        spec["addresses"] = sorted(spec.get("addresses") or [])
+        spec["exportTo"] = sorted(spec.get("exportTo") or ["*"])
+        ports = [{**p, "targetPort": p.get("targetPort") or p["number"]} for p in spec.get("ports") or []]
+        spec["ports"] = sorted(ports, key=lambda p: p["number"])
+    return spec
+
+
+def _is_ours(key: str) -> bool:
+    return key == MANAGED_BY_LABEL or key.startswith("istio-egress.meshops.io/")
+
+
+def _ours(obj: Mapping[str, Any], key: str) -> dict[str, str]:
+    return {k: v for k, v in (obj["metadata"].get(key) or {}).items() if _is_ours(k)}
+
+
+# -- host entries as ServiceEntries -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A host entry together with the namespaces that it is exported to."""
+
+    entry: HostEntry
+    export_to: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Hosts of one shape can stand in one ServiceEntry."""
+        return (self.entry.ports, self.entry.resolution)
+
+
+def read_service_entry(obj: Mapping[str, Any]) -> list[Declared]:
+    """The host entries that a ServiceEntry of ours stands for; the inverse of `service_entries`."""
+    spec = obj["spec"]
+    ports = tuple(sorted(Port(p["number"], p.get("protocol") or "TCP") for p in spec.get("ports") or []))
+    addresses = tuple(spec.get("addresses") or ()) or tuple(e["address"] for e in spec.get("endpoints") or () if "address" in e)
+    metadata = read_metadata(obj)
+    return [
+        Declared(
+            HostEntry(host, ports, addresses, spec.get("resolution") or "NONE", tuple(sorted(metadata.get(host, {}).items()))),
+            tuple(spec.get("exportTo") or ("*",)),
+        )
+        for host in spec.get("hosts") or []
+    ]
+
+
+def read_metadata(obj: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """owner, ticket, reason and expires by host, from the annotation. One that somebody broke reads as empty, and is written anew."""
+    try:
+        value = json.loads((obj["metadata"].get("annotations") or {}).get(HOSTS_ANNOTATION) or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def service_entries(wanted: Iterable[Declared], live: Iterable[Object], namespace: str, policy: str) -> list[Object]:
+    """The ServiceEntries that hold the wanted hosts, in the order of their names.
+
+    `live` is every ServiceEntry of the namespace. A host stays in the object it is in as long as its ports and resolution stay, so that adding
+    or removing one touches one object and no connection of another (moving all of them together costs nothing but the write).
+    All objects of a policy have the same labels: istiod merges two entries of one host, as during a move, only then
+    (istio/istio pilot/pkg/serviceregistry/serviceentry, ``canMergeServices``).
+    """
+    live = [o for o in live if o["metadata"]["namespace"] == namespace]
+    mine = {o["metadata"]["name"]: o for o in live if policy_of(o) == policy}
+    names = _Names(policy, taken={o["metadata"]["name"] for o in live} - set(mine))
+    shared = [d for d in wanted if d.entry.shares]
+    result = [_service_entry(names.own(d.entry), namespace, policy, [d], d.export_to) for d in wanted if not d.entry.shares]
+    buckets, unplaced = _keep_places(shared, mine)
+    for declared in unplaced:
+        name = next((n for n, hosts in buckets.items() if _fits(hosts, declared)), None) or names.shared(declared.entry, buckets, mine)
+        buckets.setdefault(name, []).append(declared)
+    result += [_service_entry(name, namespace, policy, hosts, hosts[0].export_to) for name, hosts in buckets.items()]
+    return sorted(result, key=lambda o: o["metadata"]["name"])
+
+
+def _keep_places(shared: list[Declared], mine: Mapping[str, Object]) -> tuple[dict[str, list[Declared]], list[Declared]]:
+    """(object name → hosts that stay in it, hosts that need a place). An object whose hosts all change their exportTo keeps them."""
+    place: dict[str, str] = {}
+    shapes: dict[str, tuple[Any, ...]] = {}
+    exports: dict[str, tuple[str, ...]] = {}
+    for name, obj in sorted(mine.items()):
+        for declared in read_service_entry(obj):
+            if declared.entry.shares:
+                place.setdefault(declared.entry.host, name)
+                shapes[name], exports[name] = declared.shape, declared.export_to
+    stay: dict[str, list[Declared]] = defaultdict(list)
+    unplaced: list[Declared] = []
+    for declared in shared:
+        name = place.get(declared.entry.host)
+        if name and shapes[name] == declared.shape:
+            stay[name].append(declared)
+        else:
+            unplaced.append(declared)
+    buckets: dict[str, list[Declared]] = {}
+    for name, hosts in stay.items():
+        votes = Counter(h.export_to for h in hosts)
+        export_to = exports[name] if votes[exports[name]] else votes.most_common(1)[0][0]
+        buckets[name] = [h for h in hosts if h.export_to == export_to]
+        unplaced += [h for h in hosts if h.export_to != export_to]
+    return buckets, unplaced
+
+
+def _fits(hosts: list[Declared], declared: Declared) -> bool:
+    return len(hosts) < MAX_HOSTS and hosts[0].shape == declared.shape and hosts[0].export_to == declared.export_to
+
+
+class _Names:
+    """Object names: ``egress-POLICY-PORTS-N`` for shared entries, ``egress-POLICY-HOST`` for one that stands alone."""
+
+    def __init__(self, policy: str, taken: set[str]) -> None:
+        self._policy, self._taken = policy, taken
+
+    def own(self, entry: HostEntry) -> str:
+        return self._free(f"egress-{self._policy}-{entry.host.replace('*', 'wildcard')}", separator="-")
+
+    def shared(self, entry: HostEntry, buckets: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+        ports = "-".join(port.name for port in entry.ports)
+        kind = "" if entry.resolution == "DNS" else "-" + entry.resolution.lower().replace("_", "-")
+        used = self._taken | set(buckets) | set(mine)
+        base, number = _short(f"egress-{self._policy}-{ports}{kind}", 200), 1
+        while f"{base}-{number}" in used:
+            number += 1
+        return f"{base}-{number}"
+
+    def _free(self, base: str, separator: str) -> str:
+        name, number = _short(base, 240), 1
+        while name in self._taken:
+            number += 1
+            name = f"{_short(base, 240)}{separator}{number}"
+        return name
+
+
+def _short(name: str, length: int) -> str:
+    return name if len(name) <= length else f"{name[: length - 9].rstrip('.-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _service_entry(name: str, namespace: str, policy: str, declared: list[Declared], export_to: tuple[str, ...]) -> Object:
+    first = declared[0].entry
+    metadata = {d.entry.host: dict(d.entry.metadata) for d in declared if d.entry.metadata}
+    spec: Object = {
+        "hosts": sorted(d.entry.host for d in declared),
+        "ports": [{"number": p.number, "name": p.name, "protocol": p.protocol} for p in first.ports],
+        "location": "MESH_EXTERNAL",
+        "resolution": first.resolution,
+        "exportTo": list(export_to),
+    }
+    if first.resolution == "STATIC":
+        spec["endpoints"] = [{"address": a} for a in first.addresses]
+    if first.addresses and (first.is_opaque or first.resolution != "STATIC"):
+        spec["addresses"] = list(first.addresses)
+    return {
+        "apiVersion": NETWORKING,
+        "kind": "ServiceEntry",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": {MANAGED_BY_LABEL: MANAGED_BY, POLICY_LABEL: policy},
+            **({"annotations": {HOSTS_ANNOTATION: json.dumps(metadata, sort_keys=True, ensure_ascii=False)}} if metadata else {}),
+        },
+        "spec": spec,
+    }

@@ -1,0 +1,228 @@
+# Copyright: (c) 2026, meshops.istio_egress contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to this collection. What is live and what is wanted become ordered steps: changes, and waits between those that depend on each other.
+
+Pure: a plan is a value that can be shown, counted and refused before anything is written. `_apply` walks over it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import (
+    Declared,
+    Object,
+    policy_of,
+    read_metadata,
+    read_service_entry,
+    same_object,
+    service_entries,
+    updated,
+)
+from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import MAX_HOSTS, HostEntry
+
+_SIGN = {"create": "+", "update": "~", "delete": "-"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One write. `before` is the object as it was read (None: there was none), `after` as it shall be (None: none).
+
+    `patch` is a JSON patch where only some paths may be written (an object of another owner); without it the whole object is.
+    """
+
+    before: Object | None
+    after: Object | None
+    note: str = ""
+    patch: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def action(self) -> str:
+        return "create" if self.before is None else "delete" if self.after is None else "update"
+
+    @property
+    def object(self) -> Object:
+        """The object as it is after the change, or as it was before it is deleted."""
+        return self.after or self.before or {}
+
+    @property
+    def kind(self) -> str:
+        return self.object["kind"]
+
+    @property
+    def namespace(self) -> str:
+        return self.object["metadata"]["namespace"]
+
+    @property
+    def name(self) -> str:
+        return self.object["metadata"]["name"]
+
+    def __str__(self) -> str:
+        return f"{_SIGN[self.action]} {self.kind.lower():<14} {self.namespace}/{self.name}  {self.note}".rstrip()
+
+    def reference(self) -> dict[str, str]:
+        """How the object appears in a module's result."""
+        return {"kind": self.kind, "namespace": self.namespace, "name": self.name, "action": self.action}
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Proxies that must follow before the next step: sidecars of `namespaces` (empty: of the mesh) have `present` and no longer `absent`.
+
+    Both are sets of (host, port number, protocol).
+    """
+
+    namespaces: tuple[str, ...]
+    present: frozenset[tuple[str, int, str]] = frozenset()
+    absent: frozenset[tuple[str, int, str]] = frozenset()
+
+    def __str__(self) -> str:
+        whose = "sidecars of " + ", ".join(self.namespaces) if self.namespaces else "all sidecars"
+        parts = [f"{verb} {_names(destinations)}" for verb, destinations in (("have", self.present), ("no longer have", self.absent)) if destinations]
+        return f"  wait           {whose} {' and '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in their order. Truthy when there is something to write."""
+
+    steps: tuple[Change | Wait, ...] = ()
+
+    @property
+    def changes(self) -> list[Change]:
+        return [s for s in self.steps if isinstance(s, Change)]
+
+    def __bool__(self) -> bool:
+        return bool(self.changes)
+
+    def lines(self) -> list[str]:
+        return [str(step) for step in self.steps]
+
+    def final(self) -> list[Change]:
+        """One change per object, from what is live to what is left at the end: what check mode tries and diff mode shows."""
+        result: dict[tuple[str, str, str], Change] = {}
+        for change in self.changes:
+            key = (change.kind, change.namespace, change.name)
+            first = result.get(key)
+            result[key] = Change(first.before, change.after, change.note, change.patch) if first else change
+        return list(result.values())
+
+
+def plan_hosts(wanted: Iterable[Declared], live: Iterable[Object], namespace: str, policy: str) -> Plan:
+    """Steps from the live ServiceEntries to those of the wanted hosts; objects of other policies and owners are not touched.
+
+    A host that moves between two objects is in the new one before it leaves the old one, so that there is no moment without it.
+    """
+    visible = list(live)
+    live = [o for o in visible if o["metadata"]["namespace"] == namespace]
+    mine = {o["metadata"]["name"]: o for o in live if policy_of(o) == policy}
+    targets = {o["metadata"]["name"]: o for o in service_entries(wanted, live, namespace, policy)}
+    after = {d.entry.host for o in targets.values() for d in read_service_entry(o)}
+
+    first: list[Change] = []
+    then: list[Change] = []
+    for name, target in targets.items():
+        old = mine.get(name)
+        if old is None:
+            first.append(Change(None, target, _hosts_note(None, target)))
+            continue
+        if same_object(old, target):
+            continue
+        leaving = [h for h in old["spec"].get("hosts") or [] if h in after and h not in target["spec"]["hosts"]]
+        joined = len(target["spec"]["hosts"]) + len(leaving)
+        if leaving and set(target["spec"]["hosts"]) - set(old["spec"].get("hosts") or []) and joined <= MAX_HOSTS:
+            both = copy.deepcopy(target)
+            both["spec"]["hosts"] = sorted({*target["spec"]["hosts"], *leaving})
+            first.append(Change(old, updated(old, both), _hosts_note(old, both)))
+            then.append(Change(updated(old, both), updated(old, target), _hosts_note(both, target)))
+        else:
+            (then if leaving else first).append(Change(old, updated(old, target), _hosts_note(old, target)))
+    gone = [Change(old, None, _hosts_note(old, None)) for name, old in mine.items() if name not in targets]
+    then += gone
+
+    was, will = _destinations(mine.values()), _destinations(targets.values())
+    scope = _seen_by([*mine.values(), *targets.values()], namespace)
+    steps: list[Change | Wait] = list(first)
+    if first and then and will - was:
+        steps.append(Wait(scope, present=will - was))
+    steps += then
+    # A host that others declare too keeps its cluster: only the end of its last declaration can be waited for.
+    kept = {d[:2] for d in will} | {d[:2] for d in _destinations(o for o in visible if o["metadata"]["namespace"] != namespace or policy_of(o) != policy)}
+    absent = frozenset(d for d in was - will if d[:2] not in kept)
+    if will or absent:  # also when nothing is written: an earlier task may have given up before its proxies followed
+        steps.append(Wait(scope, present=will, absent=absent))
+    return Plan(tuple(steps))
+
+
+def wanted_hosts(
+    listed: Iterable[HostEntry], removed: Container[str], purge: bool, export_to: tuple[str, ...], live: Iterable[Object], namespace: str, policy: str
+) -> list[Declared]:
+    """What the policy shall declare: the listed hosts, and (unless `purge`) those it declares already and that are not to be removed."""
+    wanted = {} if purge else {d.entry.host: d for d in _declared(live, namespace, policy) if d.entry.host not in removed}
+    wanted.update({entry.host: Declared(entry, export_to) for entry in listed})
+    return [wanted[host] for host in sorted(wanted)]
+
+
+def describe_hosts(wanted: Iterable[Declared], live: Iterable[Object], namespace: str, policy: str, chosen: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+    """The wanted hosts as a module returns them, each with the object that holds it and what was `chosen` for it by this task."""
+    place = {host: o["metadata"]["name"] for o in service_entries(list(wanted), live, namespace, policy) for host in o["spec"]["hosts"]}
+    return [
+        {
+            "host": d.entry.host,
+            "ports": [f"{p.protocol.lower()}/{p.number}" for p in d.entry.ports],
+            "resolution": d.entry.resolution,
+            "addresses": list(d.entry.addresses),
+            "export_to": list(d.export_to),
+            "object": place[d.entry.host],
+            "chosen": list(chosen.get(d.entry.host, ())),
+            **dict(d.entry.metadata),
+        }
+        for d in wanted
+    ]
+
+
+def _declared(live: Iterable[Object], namespace: str, policy: str) -> list[Declared]:
+    return [d for o in live if o["metadata"]["namespace"] == namespace and policy_of(o) == policy for d in read_service_entry(o)]
+
+
+def _destinations(objects: Iterable[Mapping[str, Any]]) -> frozenset[tuple[str, int, str]]:
+    return frozenset((host, p["number"], p.get("protocol") or "TCP") for o in objects for host in o["spec"].get("hosts") or [] for p in o["spec"].get("ports") or [])
+
+
+def _seen_by(objects: Iterable[Mapping[str, Any]], namespace: str) -> tuple[str, ...]:
+    """The namespaces whose sidecars see the objects; empty for all."""
+    names: set[str] = set()
+    for obj in objects:
+        for name in obj["spec"].get("exportTo") or ["*"]:
+            if name == "*":
+                return ()
+            names.add(namespace if name == "." else name)
+    return tuple(sorted(names))
+
+
+def _hosts_note(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:
+    """``3 hosts: a, b, c`` for a new or deleted object, ``+ d, - a`` for a changed one."""
+    was = set(old["spec"].get("hosts") or []) if old else set()
+    now = set(new["spec"].get("hosts") or []) if new else set()
+    if not old or not new:
+        hosts = sorted(was | now)
+        return f"{len(hosts)} host{'s' if len(hosts) != 1 else ''}: {_some(hosts)}"
+    parts = [f"{sign} {_some(sorted(hosts))}" for sign, hosts in (("+", now - was), ("-", was - now)) if hosts]
+    if old["spec"].get("exportTo") != new["spec"].get("exportTo"):
+        parts.append(f"exportTo {', '.join(new['spec'].get('exportTo') or ['*'])}")
+    changed = [h for h in sorted(was & now) if read_metadata(old).get(h) != read_metadata(new).get(h)]
+    if changed:
+        parts.append(f"metadata of {_some(changed)}")
+    return ", ".join(parts) or "spec brought back to what is declared"
+
+
+def _names(destinations: Iterable[tuple[str, int, str]]) -> str:
+    return _some(sorted({f"{host}:{port}" for host, port, _protocol in destinations}))
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

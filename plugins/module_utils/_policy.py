@@ -1,0 +1,336 @@
+# Copyright: (c) 2026, meshops.istio_egress contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to this collection. What the user wants: host entries, typed and validated, with defaults by protocol.
+
+Pure: it reads arguments and returns values or a PolicyError in plain words. It knows what Istio accepts, not what a cluster holds.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import date
+from typing import Any
+
+from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
+
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+MANAGED_BY = "istio-egress"
+POLICY_LABEL = "istio-egress.meshops.io/policy"
+HOSTS_ANNOTATION = "istio-egress.meshops.io/hosts"
+
+MAX_HOSTS = 256
+"""Hosts and addresses that one ServiceEntry may hold (CRD schema, ``maxItems``)."""
+
+PROTOCOLS = ("HTTP", "HTTP2", "GRPC", "HTTPS", "TLS", "TCP", "MONGO")
+HTTP_PROTOCOLS = frozenset({"HTTP", "HTTP2", "GRPC"})
+"""Told apart by the Host header: one listener serves any number of hosts."""
+TLS_PROTOCOLS = frozenset({"HTTPS", "TLS"})
+"""Told apart by SNI. For traffic that leaves, Istio treats HTTPS and TLS alike: it does not look inside."""
+PROTOCOL_BY_PORT = {80: "HTTP", 443: "TLS"}
+DEFAULT_PORT = 443
+
+RESOLUTIONS = {"none": "NONE", "static": "STATIC", "dns": "DNS", "dns_round_robin": "DNS_ROUND_ROBIN", "dynamic_dns": "DYNAMIC_DNS"}
+METADATA = ("owner", "ticket", "reason", "expires")
+IP_DOMAIN = "ip.istio-egress.meshops.io"
+"""A ServiceEntry must have a host name, even for addresses alone. Entries that are an IP or CIDR get one below this domain, which is in no DNS."""
+
+_LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+_NAME = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+
+
+class PolicyError(EgressError):
+    """What is wrong with which host entry, and what to write instead. Two lines at most."""
+
+
+@dataclass(frozen=True, order=True)
+class Port:
+    """A destination port and the protocol that Istio is told to expect on it."""
+
+    number: int
+    protocol: str
+
+    @property
+    def name(self) -> str:
+        """The port's name in objects, ``tls-443``: unique within a ServiceEntry, where port names are the merge key."""
+        return f"{self.protocol.lower()}-{self.number}"
+
+    @property
+    def is_opaque(self) -> bool:
+        """Neither Host header nor SNI tells hosts apart on this port."""
+        return self.protocol not in HTTP_PROTOCOLS and self.protocol not in TLS_PROTOCOLS
+
+
+@dataclass(frozen=True)
+class HostEntry:
+    """One allowed destination. `host` is the name in the ServiceEntry; `resolution` is Istio's word; `metadata` is kept on the object."""
+
+    host: str
+    ports: tuple[Port, ...]
+    addresses: tuple[str, ...] = ()
+    resolution: str = "DNS"
+    metadata: tuple[tuple[str, str], ...] = ()
+    chosen: tuple[str, ...] = field(default=(), compare=False)
+    """What was decided for the user, in words; shown in the result."""
+
+    @property
+    def is_wildcard(self) -> bool:
+        return self.host.startswith("*.")
+
+    @property
+    def is_opaque(self) -> bool:
+        return any(port.is_opaque for port in self.ports)
+
+    @property
+    def shares(self) -> bool:
+        """May stand in one ServiceEntry with other hosts: no addresses (they would be everybody's) and no port without a name on the wire."""
+        return not self.addresses and not self.is_opaque
+
+
+def parse_hosts(entries: Iterable[Any]) -> tuple[HostEntry, ...]:
+    """Host entries from a module's `hosts` option, sorted by host, entries of one host merged.
+
+    An entry is a dictionary (see the `host_entry` doc fragment) or a string: a host, ``host:port``, or several of those separated by
+    white space (the text field of a survey). Raises PolicyError that names the entry.
+    """
+    merged: dict[str, HostEntry] = {}
+    for raw in entries:
+        for item in raw.split() if isinstance(raw, str) else [raw]:
+            entry = _parse(item)
+            known = merged.get(entry.host)
+            merged[entry.host] = _merge(known, entry) if known else entry
+    return tuple(merged[host] for host in sorted(merged))
+
+
+def parse_names(entries: Iterable[Any]) -> tuple[str, ...]:
+    """The hosts alone of entries that are to be removed: their ports may be wrong by now, and do not matter."""
+    names = []
+    for raw in entries:
+        for item in raw.split() if isinstance(raw, str) else [raw]:
+            given = _given_host(_as_mapping(item))
+            network = _network(given)
+            names.append(_ip_host(network) if network else _host(given))
+    return tuple(dict.fromkeys(names))
+
+
+def policy_name(name: str) -> str:
+    """`name` if it can be a label value and part of object names. Raises PolicyError."""
+    if len(name) > 40 or not _NAME.match(name):
+        raise PolicyError(f'"{name}" cannot be the name of a policy.\nUse lower-case letters, digits and "-", 40 characters at most: it becomes a label and part of object names.')
+    return name
+
+
+def export_to(namespaces: Iterable[str]) -> tuple[str, ...]:
+    """The `exportTo` list of objects: ``.`` (this namespace), ``*`` (all) or namespace names. Raises PolicyError where istiod would refuse."""
+    wanted = tuple(dict.fromkeys(namespaces))
+    if not wanted:
+        raise PolicyError('export_to is empty.\nUse "." for the namespace itself, "*" for all, or names of namespaces.')
+    if "*" in wanted and len(wanted) > 1:
+        raise PolicyError('export_to has "*" (all namespaces) beside others, which istiod refuses.\nUse "*" alone, or leave it out.')
+    for name in wanted:
+        if name not in (".", "*") and not _LABEL.match(name):
+            raise PolicyError(f'export_to has "{name}", which is not the name of a namespace.\nUse "." for the namespace itself, "*" for all, or names of namespaces.')
+    return wanted
+
+
+def expired(entries: Iterable[HostEntry], today: date) -> list[tuple[str, str]]:
+    """(host, date) of the entries whose `expires` lies before `today`."""
+    dates = [(entry.host, dict(entry.metadata).get("expires", "")) for entry in entries]
+    return [(host, day) for host, day in dates if day and day < today.isoformat()]
+
+
+# -- one entry ----------------------------------------------------------------------------------------------------------------------
+
+
+_ENTRY_KEYS = frozenset({"host", "ports", "addresses", "resolution", "capture_port", *METADATA})
+
+
+def _as_mapping(item: Any) -> Mapping[str, Any]:
+    """A host entry in its long form. ``host:80,443`` is the short form of a host with ports; IPv6 addresses have more than one colon."""
+    if isinstance(item, str):
+        host, _sep, ports = item.partition(":") if item.count(":") == 1 and "//" not in item else (item, "", "")
+        item = {"host": host, "ports": ports.split(",") if ports else None}
+    if not isinstance(item, Mapping) or not item.get("host"):
+        raise PolicyError(f"A host entry must be a host or a dictionary with the key host, not {item!r}.\nExample: {{host: www.google.com, ports: [443]}}.")
+    unknown = sorted(set(item) - _ENTRY_KEYS)
+    if unknown:
+        raise PolicyError(f'{item["host"]}: a host entry has no key "{unknown[0]}".\nKeys are {", ".join(sorted(_ENTRY_KEYS))}.')
+    return item
+
+
+def _given_host(item: Mapping[str, Any]) -> str:
+    return str(item["host"]).strip()
+
+
+def _parse(item: Any) -> HostEntry:
+    item = _as_mapping(item)
+    given = _given_host(item)
+    network = _network(given)
+    addresses = tuple(_address(given, a) for a in item.get("addresses") or ()) or ((_address(given, given),) if network else ())
+    host = _ip_host(network) if network else _host(given)
+    chosen: list[str] = [f"named {host}, since a ServiceEntry needs a host name"] if network else []
+    by_name = not network  # neither Host header nor SNI carries a CIDR, so ports of one default to TCP
+    ports = tuple(sorted({_port(given, p, by_name, chosen) for p in item.get("ports") or [DEFAULT_PORT]}))
+    numbers = [p.number for p in ports]
+    for number in numbers:
+        if numbers.count(number) > 1:
+            both = " and ".join(p.protocol for p in ports if p.number == number)
+            raise PolicyError(f"{given} has port {number} twice, as {both}.\nKeep one of them: a port has one protocol.")
+    if len(addresses) > MAX_HOSTS:
+        raise PolicyError(f"{given} has {len(addresses)} addresses; a ServiceEntry takes {MAX_HOSTS}.\nJoin them into larger CIDRs, or split the entry into two names.")
+    entry = HostEntry(host, ports, addresses, "", _metadata(given, item))
+    resolution = _resolution(given, entry, str(item.get("resolution") or "auto"), _truth(given, item.get("capture_port")), chosen)
+    return replace(entry, resolution=resolution, chosen=tuple(chosen))
+
+
+def _host(given: str) -> str:
+    host = given.lower().rstrip(".")
+    if "://" in given or "/" in given:
+        name = re.sub(r"^[a-z]+://", "", given).split("/")[0]
+        raise PolicyError(f'"{given}" is a URL or a path, not a host.\nWrite {{host: {name}, ports: [...]}}: rules of a mesh see hosts and ports, not paths.')
+    if host == "*":
+        raise PolicyError('"*" would allow every host.\nUse istio_outbound_mode with mode ALLOW_ANY for that, or name domains: "*.example.com".')
+    labels = host.removeprefix("*.").split(".")
+    if "*" in "".join(labels):
+        raise PolicyError(f'"{given}": a wildcard can only be the whole first label.\nWrite "*.{".".join(labels[-2:]).replace("*", "").lstrip(".")}", or name the hosts.')
+    bad = next((label for label in labels if not _LABEL.match(label)), None)
+    if bad is not None or len(host) > 253 or labels[-1].isdigit():
+        detail = f'"{bad}" is not a DNS label' if bad is not None else "it is too long" if len(host) > 253 else "it ends in a number"
+        raise PolicyError(f'"{given}" is not a host name: {detail}.\nUse letters, digits and "-" between dots, such as api.example.com, or an IP or CIDR.')
+    if len(labels) == 1 and not host.startswith("*."):
+        raise PolicyError(f'"{given}" has no domain.\nWrite the full name, such as {given}.example.com; short names belong to Services of the cluster.')
+    if host.endswith((".svc.cluster.local", ".svc")):
+        raise PolicyError(f'"{given}" is a Service of the cluster, which the mesh knows already.\nLeave it out: host entries are for what lies outside.')
+    return host
+
+
+def _port(host: str, given: Any, by_name: bool, chosen: list[str]) -> Port:
+    number, protocol = given, None
+    if isinstance(given, Mapping):
+        number, protocol = given.get("number"), given.get("protocol")
+    elif isinstance(given, str) and "/" in given:
+        protocol, _sep, number = given.partition("/")
+    try:
+        number = int(number)
+    except (TypeError, ValueError):
+        number = 0
+    if not 1 <= number <= 65535:
+        raise PolicyError(f"{host}: {given!r} is not a port.\nWrite a number from 1 to 65535 (80 is HTTP, 443 TLS), tcp/5432, or {{number: 5432, protocol: TCP}}.")
+    if not protocol:
+        protocol = PROTOCOL_BY_PORT.get(number) if by_name else "TCP"
+        if not protocol:
+            raise PolicyError(f"{host}: port {number} needs a protocol, only 80 (HTTP) and 443 (TLS) have one by themselves.\nWrite tls/{number}, http/{number} or tcp/{number}.")
+        chosen.append(f"port {number} is {protocol}")
+    protocol = str(protocol).upper()
+    if protocol == "UDP":
+        raise PolicyError(f"{host}: UDP port {number} cannot be controlled by Istio, sidecars see TCP only.\nUse a NetworkPolicy for UDP, and leave this port out.")
+    if protocol not in PROTOCOLS:
+        raise PolicyError(f'{host}: port {number} has the protocol "{protocol}", which Istio does not know.\nUse one of {", ".join(PROTOCOLS)}.')
+    return Port(number, protocol)
+
+
+def _resolution(given: str, entry: HostEntry, wanted: str, capture_port: bool, chosen: list[str]) -> str:
+    """How proxies find the far end; checked against what the CRD and istiod accept (istio/istio pkg/config/validation, ``ValidateServiceEntry``)."""
+    if wanted != "auto" and wanted not in RESOLUTIONS:
+        raise PolicyError(f'{given}: "{wanted}" is not a resolution.\nUse auto, {", ".join(RESOLUTIONS)}.')
+    ranges = [a for a in entry.addresses if "/" in a]
+    if wanted == "auto":
+        resolution, why = _choose(entry, bool(ranges))
+        chosen.append(f"resolution {resolution}: {why}")
+    else:
+        resolution = RESOLUTIONS[wanted]
+    if resolution in ("DNS", "DNS_ROUND_ROBIN"):
+        if entry.is_wildcard:
+            raise PolicyError(f"{given}: a wildcard cannot be looked up in DNS.\nUse resolution none (any address, told apart by name), or dynamic_dns on Istio 1.30 and newer.")
+        if ranges:
+            raise PolicyError(f"{given}: {ranges[0]} is a range, which Istio accepts only with resolution none or static.\nLeave resolution out, or give single addresses.")
+    if resolution == "STATIC":
+        if not entry.addresses or ranges:
+            raise PolicyError(f"{given}: resolution static needs single IP addresses in addresses.\nAdd them, or use resolution {'none for ranges' if ranges else 'dns'}.")
+    if resolution == "DYNAMIC_DNS":
+        if not entry.is_wildcard or entry.addresses:
+            raise PolicyError(f"{given}: resolution dynamic_dns is for wildcards without addresses.\nUse dns for an exact host.")
+        refused = [p for p in entry.ports if p.protocol not in HTTP_PROTOCOLS | {"TLS"}]
+        if refused:
+            raise PolicyError(f"{given}: resolution dynamic_dns takes HTTP, HTTP2, GRPC and TLS, not {refused[0].protocol}.\nWrite tls/{refused[0].number} where the far end speaks TLS.")
+    opaque = next((p for p in entry.ports if p.is_opaque), None)
+    if opaque and not entry.addresses and not capture_port:
+        raise PolicyError(
+            f"{given}: {opaque.protocol} port {opaque.number} without addresses would capture every connection to port {opaque.number}, whatever its destination.\n"
+            "Give the addresses (IPs or CIDRs) of the far end, or set capture_port: true if that is what you want."
+        )
+    return resolution
+
+
+def _truth(given: str, value: Any) -> bool:
+    if isinstance(value, bool) or value is None:
+        return bool(value)
+    if str(value).lower() in ("true", "yes", "false", "no"):
+        return str(value).lower() in ("true", "yes")
+    raise PolicyError(f'{given}: capture_port is "{value}", which is neither true nor false.\nWrite true or false.')
+
+
+def _choose(entry: HostEntry, has_ranges: bool) -> tuple[str, str]:
+    """(resolution, reason). NONE trusts the address that the client dials, so it is taken only where nothing stricter works."""
+    if entry.addresses:
+        if has_ranges:
+            return "NONE", "ranges cannot be endpoints; connections go to the address that the client dials, within the ranges"
+        if entry.is_opaque:
+            return "NONE", "connections go to the address that the client dials, never to another one of the list"
+        return "STATIC", "the addresses are the far end, whatever DNS says"
+    if entry.is_wildcard:
+        return "NONE", "a wildcard cannot be looked up; the name on the wire decides, the address is the one that the client dials"
+    return "DNS", "the proxy looks the host up itself, so that a false Host header or SNI leads nowhere else"
+
+
+def _metadata(given: str, item: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    values = {key: str(item[key]).strip() for key in METADATA if item.get(key) not in (None, "")}
+    if "expires" in values:
+        try:
+            values["expires"] = date.fromisoformat(values["expires"]).isoformat()
+        except ValueError:
+            raise PolicyError(f'{given}: expires is "{values["expires"]}", which is not a date.\nWrite it as 2027-01-31.') from None
+    return tuple(sorted(values.items()))
+
+
+def _merge(first: HostEntry, second: HostEntry) -> HostEntry:
+    """Two entries of one host as one: Istio wants one ServiceEntry per host and namespace."""
+    protocols = {p.number: p.protocol for p in first.ports}
+    for port in second.ports:
+        if protocols.get(port.number, port.protocol) != port.protocol:
+            raise PolicyError(f"{first.host} is listed twice, with port {port.number} as {protocols[port.number]} and as {port.protocol}.\nKeep one of the two.")
+    if first.resolution != second.resolution or first.addresses != second.addresses:
+        raise PolicyError(f"{first.host} is listed twice, with different addresses or resolutions.\nWrite one entry with all of its ports and addresses.")
+    return replace(first, ports=tuple(sorted({*first.ports, *second.ports})), metadata=tuple(sorted({**dict(first.metadata), **dict(second.metadata)}.items())))
+
+
+# -- addresses ----------------------------------------------------------------------------------------------------------------------
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None
+
+
+def _plain(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
+    """A single address without ``/32``: Istio treats a CIDR of one address as a range."""
+    return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
+
+
+def _address(host: str, given: Any) -> str:
+    network = _network(str(given).strip())
+    if network is None:
+        raise PolicyError(f'{host}: the address "{given}" is neither an IP nor a CIDR.\nWrite 192.0.2.10 or 192.0.2.0/24.')
+    if network.prefixlen == 0:
+        raise PolicyError(f"{host}: {given} is every address there is.\nUse istio_outbound_mode with mode ALLOW_ANY for that, or name the ranges.")
+    return _plain(network)
+
+
+def _ip_host(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
+    text = _plain(network).replace("::", "-0-") if network.version == 6 else _plain(network)
+    return f"{re.sub(r'[^0-9a-f]+', '-', text).strip('-')}.{IP_DOMAIN}"

@@ -1,0 +1,236 @@
+# Copyright: (c) 2026, meshops.istio_egress contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to this collection. The proxies of a mesh: which there are, what each of them has now, and waiting until they follow.
+
+One place for every wait, with one clock. It reads proxies through `_cluster` and understands them through `_envoy`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible_collections.meshops.istio_egress.plugins.module_utils import _envoy, _sidecars
+from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Wait
+
+CONTAINER = "istio-proxy"
+PARALLEL = 8
+SAMPLE = 100
+"""How many sidecars are read at the most; of more, every n-th is, and the result says how many were looked at."""
+
+FIRST_PAUSE, LAST_PAUSE = 0.2, 2.0
+"""Seconds between two looks at a proxy that does not follow yet: the first pause, and what it grows to."""
+
+Test = Callable[["Proxy", _envoy.Snapshot], str]
+"""Why a proxy does not follow, in words; empty when it does."""
+
+
+class FollowError(EgressError):
+    """Proxies did not follow in time."""
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A sidecar: the pod that it is in, and the control plane revision that it belongs to."""
+
+    namespace: str
+    pod: str
+    labels: Mapping[str, str] = field(hash=False, compare=False)
+    revision: str = ""
+    ready: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.pod}"
+
+
+def sidecars(pods: Iterable[Mapping[str, Any]]) -> list[Proxy]:
+    """The sidecars among `pods` (gateways are not: their proxy runs as ``router``), leaving out pods that are ending or done."""
+    result = []
+    for pod in pods:
+        metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status") or {}
+        if metadata.get("deletionTimestamp") or status.get("phase") in ("Succeeded", "Failed"):
+            continue
+        containers = [*(spec.get("containers") or ()), *(spec.get("initContainers") or ())]  # a native sidecar is an init container
+        proxy = next((c for c in containers if c["name"] == CONTAINER), None)
+        if proxy is None or "router" in (proxy.get("args") or ()):
+            continue
+        statuses = [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]
+        ready = any(s["name"] == CONTAINER and s.get("ready") for s in statuses)
+        result.append(Proxy(metadata["namespace"], metadata["name"], metadata.get("labels") or {}, _revision(metadata), ready))
+    return result
+
+
+def _revision(metadata: Mapping[str, Any]) -> str:
+    """The revision that injected the pod, from the injector's own note."""
+    try:
+        return json.loads((metadata.get("annotations") or {}).get("sidecar.istio.io/status") or "{}").get("revision") or ""
+    except ValueError:
+        return ""
+
+
+class Watcher:
+    """Waits for sidecars, and keeps what it saw for the module's result."""
+
+    def __init__(self, cluster: Cluster, timeout: float, istio_namespace: str = "istio-system") -> None:
+        self._cluster, self._timeout, self._istio_namespace = cluster, timeout, istio_namespace
+        self._sidecar_resources: list[dict[str, Any]] | None = None
+        self._proxies: dict[tuple[str, ...], list[Proxy]] = {}
+        self.warnings: list[str] = []
+        self.verified = False
+        self.proxies: dict[str, Any] = {"total": 0, "looked_at": 0, "following": 0, "pending": []}
+
+    def follow(self, wait: Wait) -> float:
+        """Waits until the sidecars concerned have the destinations of `wait` and no longer those that it wants gone. Seconds that it took.
+
+        A sidecar whose Sidecar resource does not import a host is not waited for: it will never have it, and a warning says so.
+        """
+        there = self.concerned(wait.namespaces)
+        expected = {proxy: self._imported(proxy, wait) for proxy in there}
+
+        def test(proxy: Proxy, snapshot: _envoy.Snapshot) -> str:
+            missing = sorted(d for d in expected[proxy] if d not in snapshot.destinations)
+            left = sorted(d[:2] for d in wait.absent if d[:2] in snapshot.destinations)
+            return "; ".join(f"{word} {_few(what)}" for word, what in (("does not have", missing), ("still has", left)) if what)
+
+        return self.wait(there, test, {})
+
+    def wait(self, proxies: list[Proxy], test: Test, excused: Mapping[Proxy, str]) -> float:
+        """Reads `proxies` until `test` has nothing to say about any of them; those `excused` are reported with their reason, not waited for.
+
+        Returns the seconds it took. Raises FollowError when time is up. Sets `proxies` and `verified` for the module's result.
+        """
+        start, pause = time.monotonic(), FIRST_PAUSE
+        waiting = _sample([p for p in proxies if p not in excused and p.ready])
+        looked_at = len(waiting)
+        reasons = {**excused, **{p: "the pod is not ready" for p in proxies if not p.ready and p not in excused}}
+        gone: set[Proxy] = set()
+        while waiting:
+            seen = self._read_all(waiting)
+            if seen is None:
+                self._report(proxies, {p: "not looked at: no right to create pods/exec" for p in proxies}, 0, verified=False)
+                return 0.0
+            late = {}
+            for proxy, snapshot in seen.items():
+                reason = snapshot if isinstance(snapshot, str) else test(proxy, snapshot) if snapshot else ""
+                if snapshot is None:
+                    gone.add(proxy)
+                elif reason:
+                    late[proxy] = reason
+            waiting = list(late)
+            if not waiting:
+                break
+            if time.monotonic() - start + pause > self._timeout:
+                self._report([p for p in proxies if p not in gone], {**reasons, **late}, looked_at, verified=False)
+                examples = "; ".join(f"{p}: {r}" for p, r in list(late.items())[:3])
+                raise FollowError(
+                    f"{len(late)} of {looked_at} sidecars did not follow within {self._timeout:.0f} s ({examples}).\n"
+                    "What was written stays. Look at istiod's log and istioctl proxy-status, then run the task again, or raise wait_timeout.",
+                    {"proxies": self.proxies, "verified": False},
+                )
+            time.sleep(pause)
+            pause = min(pause * 1.5, LAST_PAUSE)
+        self._report([p for p in proxies if p not in gone], reasons, looked_at, verified=True)
+        return round(time.monotonic() - start, 2)
+
+    def read(self, proxy: Proxy) -> _envoy.Snapshot:
+        """The proxy's configuration now. Raises ClusterError where it cannot be read."""
+        configs: list[Any] = []
+        for resource in _envoy.RESOURCES:
+            configs += json.loads(self._ask(proxy, f"config_dump?resource={resource}") or "{}").get("configs") or []
+        return _envoy.read({"configs": configs})
+
+    def draining(self, proxy: Proxy) -> int:
+        """How many listeners and filter chains of the proxy still serve old connections (Envoy's gauges)."""
+        text = self._ask(proxy, "stats?filter=listener_manager.total_(listeners|filter_chains)_draining")
+        return sum(int(line.rpartition(":")[2]) for line in text.splitlines() if ":" in line)
+
+    def concerned(self, namespaces: tuple[str, ...]) -> list[Proxy]:
+        """The sidecars of the namespaces (none: of the mesh); one list of pods per task."""
+        if namespaces not in self._proxies:
+            try:
+                pods = [p for n in namespaces for p in self._cluster.list("Pod", n)] if namespaces else self._cluster.list("Pod")
+            except ClusterError as error:
+                if error.status != 403:
+                    raise
+                self.warnings.append("The sidecars could not be looked at, since the account may not list pods; whether they follow is not known.")
+                pods = []
+                self.proxies["looked_at"] = None
+            self._proxies[namespaces] = sidecars(pods)
+        return self._proxies[namespaces]
+
+    def sidecar_resources(self) -> list[dict[str, Any]]:
+        """Every Sidecar resource that may be read; one list per task."""
+        if self._sidecar_resources is None:
+            try:
+                self._sidecar_resources = self._cluster.list("Sidecar")
+            except ClusterError as error:
+                if error.status != 403:
+                    raise
+                self._sidecar_resources = []
+        return self._sidecar_resources
+
+    # -- inside ---------------------------------------------------------------------------------------------------------------------
+
+    def _ask(self, proxy: Proxy, path: str) -> str:
+        code, out, err = self._cluster.exec(proxy.namespace, proxy.pod, CONTAINER, ["pilot-agent", "request", "GET", path])
+        if code:
+            raise ClusterError(0, f"exit {code}", err.strip() or out.strip(), "ask the proxy of", "Pod", proxy.namespace, proxy.pod)
+        return out
+
+    def _imported(self, proxy: Proxy, wait: Wait) -> set[tuple[str, int]]:
+        resource = _sidecars.effective(self.sidecar_resources(), proxy.namespace, proxy.labels, self._istio_namespace)
+        if resource is None:
+            return {d[:2] for d in wait.present}
+        imported = {d[:2] for d in wait.present if _sidecars.imports(resource, proxy.namespace, d[0])}
+        hidden = sorted({d[0] for d in wait.present if d[:2] not in imported})
+        if hidden:
+            name = f"{resource['metadata']['namespace']}/{resource['metadata']['name']}"
+            self.warnings.append(f"Sidecar {name} does not import {_few(hidden)} into the pods that it selects; add them to its egress.hosts.")
+        return imported
+
+    def _read_all(self, proxies: list[Proxy]) -> dict[Proxy, _envoy.Snapshot | str | None] | None:
+        """Snapshot per proxy; None for one that is gone, a reason for one that cannot be read. None altogether without the right to look."""
+
+        def one(proxy: Proxy) -> _envoy.Snapshot | str | None:
+            try:
+                return self.read(proxy)
+            except ClusterError as error:
+                if error.status == 404:
+                    return None
+                if error.status == 403:
+                    raise
+                return f"cannot be read: {error.message}"
+
+        try:
+            with ThreadPoolExecutor(max_workers=min(PARALLEL, len(proxies))) as pool:
+                return dict(zip(proxies, pool.map(one, proxies)))
+        except ClusterError as error:
+            if "create pods/exec" not in " ".join(self.warnings):
+                self.warnings.append(
+                    f'The sidecars could not be looked at, since the account may not create pods/exec in namespace "{error.namespace}"; whether they follow is not known.'
+                )
+            return None
+
+    def _report(self, proxies: list[Proxy], reasons: Mapping[Proxy, str], looked_at: int, verified: bool) -> None:
+        pending = [{"pod": str(p), "reason": reasons[p]} for p in proxies if p in reasons]
+        self.proxies = {"total": len(proxies), "looked_at": looked_at, "following": len(proxies) - len(pending), "pending": pending}
+        self.verified = verified and looked_at > 0
+
+
+def _sample(proxies: list[Proxy]) -> list[Proxy]:
+    if len(proxies) <= SAMPLE:
+        return proxies
+    step = len(proxies) / SAMPLE
+    return [proxies[int(i * step)] for i in range(SAMPLE)]
+
+
+def _few(items: Iterable[Any], most: int = 3) -> str:
+    words = [f"{i[0]}:{i[1]}" if isinstance(i, tuple) else str(i) for i in items]
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
