@@ -1,12 +1,15 @@
 """Runs every test of `ansible-test sanity` on this checkout, with the ansible-core and the Python of the interpreter that runs this file.
 
 Three things make it more than one command. ansible-test follows links, so it gets a copy of the checkout. It wants to download a script that
-bootstraps pip from a host that build machines often cannot reach, so it is given one that does the same from the package index. And it takes a
-minute or two, so a run is skipped when nothing that it reads has changed since a green one (FORCE=1 runs it anyway).
+bootstraps pip from a host that build machines often cannot reach, and drops pip's environment variables, so it gets a home directory below the
+cache with a script that does the same from the package index, and pip's settings in a file. And it takes a while, so a run is skipped when
+nothing that it reads has changed since a green one (FORCE=1 runs it anyway).
 No test is left out and no ignore file is allowed. Knows nothing of clusters.
 """
 from __future__ import annotations
 
+import ast
+import configparser
 import filecmp
 import hashlib
 import os
@@ -22,16 +25,18 @@ from types import SimpleNamespace
 import tree
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+WORK = tree.own_directory("sanity") / f"core{version('ansible-core')}-python{PYTHON}"
+HOME = tree.CACHE / "home"  # short, because the shebangs of ansible-test's own venvs below it have to stay under 127 characters
 ANSIBLE_TEST = Path(sys.executable).with_name("ansible-test")
 # Two lanes for two cores. Tests without requirements of their own share one virtual environment, which ansible-test does not lock: they stay together.
 HEAVY = ["ansible-doc", "import", "validate-modules"]
 BOOTSTRAP_PIP = '''\
 """Stands in for the get-pip script that ansible-test downloads: same arguments, pip taken from the interpreter and the package index."""
-import ensurepip
 import subprocess
 import sys
 
-ensurepip.bootstrap()
+# in a process of its own, because ensurepip switches pip's configuration off for the process that it runs in
+subprocess.check_call([sys.executable, "-m", "ensurepip"])
 arguments = [argument for argument in sys.argv[1:] if argument not in ("--no-setuptools", "--no-wheel")]
 sys.exit(subprocess.call([sys.executable, "-m", "pip", "install", *arguments]))
 '''
@@ -74,15 +79,33 @@ def mirror(paths: list[Path], target: Path) -> None:
         shutil.copy2(source, copy, follow_symlinks=False)
 
 
-def provide_pip_bootstrap() -> None:
-    """Put the script where ansible-test looks first; the version in its name is the one that this ansible-core asks for."""
+def make_home() -> None:
+    """The home of ansible-test: pip's bootstrap where it looks first (this ansible-core says for which version), and pip's settings."""
     from ansible_test._internal.python_requirements import get_venv_packages
 
     wanted = get_venv_packages(SimpleNamespace(version=PYTHON))["pip"]
-    place = Path.home() / ".ansible" / "test" / "cache" / f"get_pip_{wanted.replace('.', '_')}.py"
-    if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(BOOTSTRAP_PIP, encoding="utf-8")
+    script = HOME / ".ansible" / "test" / "cache" / f"get_pip_{wanted.replace('.', '_')}.py"
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text(BOOTSTRAP_PIP, encoding="utf-8")
+
+    def pip(*arguments: str) -> str:
+        return subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments], check=True, capture_output=True, text=True).stdout
+
+    settings = configparser.RawConfigParser()
+    settings["global"] = {"cache-dir": pip("cache", "dir").strip()}
+    # section.name='value', and :env:.name='value' for the environment, which wins
+    for line in sorted(pip("config", "list").splitlines(), key=lambda line: line.startswith(":env:")):
+        key, value = line.split("=", 1)
+        section, name = key.rsplit(".", 1)
+        section = "global" if section == ":env:" else section
+        if not settings.has_section(section):
+            settings.add_section(section)
+        settings.set(section, name, ast.literal_eval(value))
+    place = HOME / ".config" / "pip" / "pip.conf"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.touch(mode=0o600)  # the address of an index may hold a password
+    with place.open("w", encoding="utf-8") as file:
+        settings.write(file)
 
 
 class Lane(threading.Thread):
@@ -90,7 +113,7 @@ class Lane(threading.Thread):
 
     def __init__(self, name: str, paths: list[Path], selection: list[str]) -> None:
         super().__init__(name=name)
-        self.root = tree.own_directory("sanity") / name
+        self.root = WORK / name
         self.paths = paths
         self.command = [str(ANSIBLE_TEST), "sanity", "--local", "--python", PYTHON, "--color", "no", *selection]
         self.log = self.root / "log.txt"
@@ -100,7 +123,7 @@ class Lane(threading.Thread):
         copy = self.root / "ansible_collections" / "meshops" / "istio_egress"
         copy.mkdir(parents=True, exist_ok=True)
         mirror(self.paths, copy)
-        environment = {**os.environ, "PATH": f"{ANSIBLE_TEST.parent}{os.pathsep}{os.environ['PATH']}"}
+        environment = {**os.environ, "HOME": str(HOME), "PATH": f"{ANSIBLE_TEST.parent}{os.pathsep}{os.environ['PATH']}"}
         environment.pop("ANSIBLE_COLLECTIONS_PATH", None)
         with self.log.open("w", encoding="utf-8") as log, subprocess.Popen(
                 self.command, cwd=copy, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -123,14 +146,14 @@ def main() -> int:
         print(f"sanity: {ignored[0]} is not allowed here: fix what it hides, then delete it.")
         return 1
     seen = fingerprint(paths)
-    green = tree.own_directory("sanity") / f"green-{version('ansible-core')}-{PYTHON}"
+    green = WORK / "green"
     if not os.environ.get("FORCE") and green.exists() and green.read_text(encoding="utf-8") == seen:
         print("sanity: green before, and nothing that it reads has changed since; FORCE=1 runs it anyway.")
         return 0
 
     print(f"sanity: ansible-test of ansible-core {version('ansible-core')} on {len(paths)} files, Python {PYTHON}", flush=True)
     started = time.monotonic()
-    provide_pip_bootstrap()
+    make_home()
     lanes = [
         Lane("light", paths, [argument for test in HEAVY for argument in ("--skip-test", test)]),
         Lane("heavy", paths, [argument for test in HEAVY for argument in ("--test", test)]),
