@@ -27,7 +27,7 @@ class ControlPlaneError(EgressError):
 
 @dataclass(frozen=True)
 class Owner:
-    """Who manages the mesh config. `overwritten` says when a change made here is lost; `values` are the lines that keep it."""
+    """Who manages the mesh config. `overwritten` says when a change made here is lost (empty: not known); `values` are the lines that keep it."""
 
     name: str
     overwritten: str
@@ -98,4 +98,4 @@ def owner_of_mesh_config(config_map: Mapping[str, Any], mode: str) -> Owner:
     if "install.operator.istio.io/owning-resource" in labels or "operator.istio.io/managed" in labels:
         values = "# IstioOperator file given to istioctl install\nspec:\n" + "".join(f"  {line}\n" for line in mesh_config.splitlines())
         return Owner("istioctl", "by the next istioctl install or upgrade", values)
-    return Owner("unknown", "by whoever renders this ConfigMap", f"# mesh config\n{mesh_config}")
+    return Owner("unknown", "", f"# mesh config\n{mesh_config}")

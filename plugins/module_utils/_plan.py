@@ -71,18 +71,26 @@ class Change:
 
 @dataclass(frozen=True)
 class Wait:
-    """Proxies that must follow before the next step: sidecars of `namespaces` (empty: of the mesh) have `present` and no longer `absent`.
+    """Proxies that must follow before the next step: sidecars of `namespaces` (empty: of the mesh) with the labels of `selector`.
 
-    Both are sets of (host, port number, protocol).
+    They must have `present` and no longer `absent`, sets of (host, port number, protocol), or the `mode`. `revision` is the one whose mesh config
+    sets the mode, `sidecar` the Sidecar resource (namespace/name) that does; proxies that another one decides for do not follow.
     """
 
     namespaces: tuple[str, ...]
     present: frozenset[tuple[str, int, str]] = frozenset()
     absent: frozenset[tuple[str, int, str]] = frozenset()
+    mode: str | None = None
+    selector: tuple[tuple[str, str], ...] = ()
+    revision: str | None = None
+    sidecar: str | None = None
 
     def __str__(self) -> str:
         whose = "sidecars of " + ", ".join(self.namespaces) if self.namespaces else "all sidecars"
+        if self.selector:
+            whose += f" with {', '.join(f'{k}={v}' for k, v in self.selector)}"
         parts = [f"{verb} {_names(destinations)}" for verb, destinations in (("have", self.present), ("no longer have", self.absent)) if destinations]
+        parts += [f"have mode {self.mode}"] if self.mode else []
         return f"  wait           {whose} {' and '.join(parts)}"
 
 

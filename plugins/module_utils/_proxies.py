@@ -87,19 +87,44 @@ class Watcher:
         self.proxies: dict[str, Any] = {"total": 0, "looked_at": 0, "following": 0, "pending": []}
 
     def follow(self, wait: Wait) -> float:
-        """Waits until the sidecars concerned have the destinations of `wait` and no longer those that it wants gone. Seconds that it took.
+        """Waits until the sidecars concerned have what `wait` says. Seconds that it took.
 
-        A sidecar whose Sidecar resource does not import a host is not waited for: it will never have it, and a warning says so.
+        Not waited for, but reported with the reason: sidecars that will never follow, because another Sidecar resource or another revision decides for
+        them. A host that a Sidecar resource does not import is not waited for in its pods, and a warning says so.
         """
-        there = self.concerned(wait.namespaces)
-        expected = {proxy: self._imported(proxy, wait) for proxy in there}
+        there = [p for p in self.concerned(wait.namespaces) if all(p.labels.get(k) == v for k, v in wait.selector)]
+        excused = {p: reason for p in there if (reason := self._overridden(p, wait))} if wait.mode else {}
+        expected = {p: self._imported(p, wait) for p in there}
 
         def test(proxy: Proxy, snapshot: _envoy.Snapshot) -> str:
+            if wait.mode and snapshot.mode != wait.mode:
+                return f"has mode {snapshot.mode or ' and '.join(sorted(snapshot.modes))}"
             missing = sorted(d for d in expected[proxy] if d not in snapshot.destinations)
             left = sorted(d[:2] for d in wait.absent if d[:2] in snapshot.destinations)
             return "; ".join(f"{word} {_few(what)}" for word, what in (("does not have", missing), ("still has", left)) if what)
 
-        return self.wait(there, test, {})
+        return self.wait(there, test, excused)
+
+    def drained(self, wait: Wait) -> float:
+        """Waits until no sidecar that follows serves connections of its former configuration any more. Seconds that it took.
+
+        Envoy keeps them for the drain time (45 s by default); an open connection to a host that is no longer allowed lives as long.
+        """
+        late = {entry["pod"] for entry in self.proxies["pending"]}
+        there = [p for p in self.concerned(wait.namespaces) if str(p) not in late and all(p.labels.get(k) == v for k, v in wait.selector)]
+        start = time.monotonic()
+        while True:
+            draining = {p: n for p in there if (n := self.draining(p))}
+            if not draining:
+                return round(time.monotonic() - start, 2)
+            if time.monotonic() - start > self._timeout:
+                proxy, count = next(iter(draining.items()))
+                raise FollowError(
+                    f"{len(draining)} sidecars still drain connections of their former configuration after {self._timeout:.0f} s ({proxy}: {count} listeners or filter chains).\n"
+                    "The mode itself is in force for new connections. Raise wait_timeout above the mesh's drain time.",
+                    {"proxies": self.proxies, "verified": self.verified},
+                )
+            time.sleep(1)
 
     def wait(self, proxies: list[Proxy], test: Test, excused: Mapping[Proxy, str]) -> float:
         """Reads `proxies` until `test` has nothing to say about any of them; those `excused` are reported with their reason, not waited for.
@@ -183,6 +208,17 @@ class Watcher:
         if code:
             raise ClusterError(0, f"exit {code}", err.strip() or out.strip(), "ask the proxy of", "Pod", proxy.namespace, proxy.pod)
         return out
+
+    def _overridden(self, proxy: Proxy, wait: Wait) -> str:
+        """Why a sidecar does not take its mode from what `wait` waits for; empty when it does."""
+        resource = _sidecars.effective(self.sidecar_resources(), proxy.namespace, proxy.labels, self._istio_namespace)
+        name = f"{resource['metadata']['namespace']}/{resource['metadata']['name']}" if resource else ""
+        mode = _sidecars.mode_of(resource)
+        if name and name != wait.sidecar and mode != wait.mode and (mode or wait.sidecar):
+            return f"Sidecar {name} sets {mode}" if mode else f"Sidecar {name} decides for it and leaves the mode to the mesh"
+        if not mode and wait.revision and proxy.revision and proxy.revision != wait.revision:
+            return f"it belongs to revision {proxy.revision}"
+        return ""
 
     def _imported(self, proxy: Proxy, wait: Wait) -> set[tuple[str, int]]:
         resource = _sidecars.effective(self.sidecar_resources(), proxy.namespace, proxy.labels, self._istio_namespace)
