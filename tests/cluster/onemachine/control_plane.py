@@ -103,8 +103,8 @@ def request(run: Run, method: str, path: str, yaml: str | None = None, timeout: 
     try:
         trust = ssl.create_default_context(cafile=str(run.pki / "ca.crt"))
         connection = http.client.HTTPSConnection("127.0.0.1", state["port"], timeout=timeout, context=trust)
-        connection.request(method, path, body=yaml.encode() if yaml else None,
-                           headers={"Authorization": f"Bearer {run.token.read_text()}", "Accept": "application/json", "Content-Type": "application/yaml"})
+        headers = {"Authorization": f"Bearer {run.token.read_text()}", "Accept": "application/json", **({"Content-Type": "application/yaml"} if yaml else {})}
+        connection.request(method, path, body=yaml.encode() if yaml else None, headers=headers)
         answer = connection.getresponse()
         body = answer.read().decode()
         connection.close()

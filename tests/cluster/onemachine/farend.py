@@ -28,6 +28,7 @@ from .machine import Component, signal_component, wait_for
 DEFAULT_HOSTS = {"edition.cnn.com": "203.0.113.10", "httpbin.org": "203.0.113.11", "www.google.com": "203.0.113.12", "other.example.com": "203.0.113.13",
                  "en.wikipedia.org": "203.0.113.14", "de.wikipedia.org": "203.0.113.15", "www.wikipedia.org": "203.0.113.16", "www.cnn.com": "203.0.113.17"}
 DEFAULT_FAULTS = {"edition.cnn.com": {"redirect": "/politics"}}
+FAULTS = ("delay", "status", "redirect", "reset", "refuse", "drop")
 ECHO_PORTS = (9000, 5432)
 FIRST_FREE = "203.0.113.20"
 HOSTS_PER_CERTIFICATE = 50  # a certificate with hundreds of names makes every handshake slow
@@ -57,6 +58,16 @@ def _start_dns(run: Run) -> Component:
     return Component(run, "farend-dns", "dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--user=root", f"--pid-file={run.far}/dns.pid",
                      f"--listen-address={LINK_FAR}", "--bind-interfaces", "--local-ttl=5", "--log-queries", f"--log-facility={run.log}/farend-dns.log",
                      f"--conf-file={run.far}/zones.conf", f"--addn-hosts={run.far}/hosts", far=True)
+
+
+def change(run: Run, wanted: dict) -> None:
+    """Carry out {"do": "add" | "remove", "words"} or {"do": "set", "host", "fault"}."""
+    if wanted["do"] == "add":
+        add_hosts(run, wanted["words"])
+    elif wanted["do"] == "remove":
+        remove_hosts(run, wanted["words"])
+    else:
+        set_fault(run, wanted["host"] and wanted["host"].lower(), wanted["fault"])
 
 
 # ---- hosts -----------------------------------------------------------------------------------------------------------------------------
@@ -157,12 +168,12 @@ def _certificate(run: Run, name: str, names: list[str]) -> None:
 
 # ---- faults ----------------------------------------------------------------------------------------------------------------------------
 
-def set_fault(run: Run, host: str, fault: dict) -> None:
-    """What `host` does wrong from now on, replacing what it did: {} or any of delay (seconds), status, redirect (path prefix), reset, refuse, drop."""
-    host = host.lower()
-    if host not in hosts(run) or host.startswith("*"):
+def set_fault(run: Run, host: str | None, fault: dict) -> None:
+    """What `host` (None: every host) does wrong from now on, replacing what it did: {} or any of FAULTS; edition.cnn.com goes on redirecting."""
+    if host and (host not in hosts(run) or host.startswith("*")):
         raise MeshError(f"the far end has no host {host}: mesh farend hosts add {host}")
-    _write_fault(run, host, fault)
+    for each in [host] if host else faults(run):
+        _write_fault(run, each, DEFAULT_FAULTS.get(each, {}) | fault)
     _refuse(run)
 
 

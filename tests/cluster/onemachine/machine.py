@@ -42,10 +42,10 @@ def lock(what: str) -> Iterator[None]:
         yield
 
 
-def _process_started(pid: int) -> str | None:
+def _process_started(pid: int, proc: Path = Path("/proc")) -> str | None:
     """Start time of a process in clock ticks since boot, its identity together with the PID; None when it is gone or a zombie."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(proc, str(pid), "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] in "ZX" else fields[19]
@@ -61,6 +61,12 @@ def pid_of(run: Run) -> int | None:
     if state and state["boot"] == _boot() and _process_started(state["pid"]) == state["started"]:
         return state["pid"]
     return None
+
+
+def components(run: Run) -> dict[str, bool]:
+    """Each component that was started, and whether it runs."""
+    proc = Path(f"/proc/{pid_of(run)}/root/proc")
+    return {f.name: _process_started(int(f.read_text()), proc) is not None for f in sorted(run.pids.iterdir())}
 
 
 def start(run: Run, state: dict) -> int:
@@ -92,12 +98,12 @@ def enter(pid: int, *, network_only: bool = False) -> list[str]:
     return ["nsenter", f"--target={pid}", "--mount", "--net", "--pid", "--"]
 
 
-def inside(run: Run, *arguments: str, pass_fds: tuple[int, ...] = ()) -> None:
-    """Run a step of this program on the machine, its output being ours."""
+def inside(run: Run, *arguments: str, pass_fds: tuple[int, ...] = (), stdin: str = "") -> None:
+    """Run a step of this program on the machine, its output being ours; a failure it has told about itself ends us, too."""
     pid = pid_of(run)
     if pid is None:
         raise MeshError(f"mesh {run.name} is not running: mesh --name {run.name} up")
-    done = subprocess.run([*enter(pid), sys.executable, str(ENTRY), "--name", run.name, "on-machine", *arguments], check=False, pass_fds=pass_fds,
+    done = subprocess.run([*enter(pid), sys.executable, str(ENTRY), "--name", run.name, "on-machine", *arguments], check=False, pass_fds=pass_fds, input=stdin, text=True,
                           env={**os.environ, MARK: str(run.root), "MESH_CACHE": str(run.cache.root)})
     if done.returncode:
         raise SystemExit(done.returncode)
@@ -107,6 +113,8 @@ def end(run: Run) -> bool:
     """End whatever there is of a run, dead or alive; whether there was anything."""
     found = run.root.exists() or any(g.exists() for g in _cgroup_folders(run))
     pid = pid_of(run)
+    if not pid and cgroup_in_use(run):
+        raise MeshError(f"another mesh named {run.name} runs here, from another MESH_CACHE: choose another --name")
     victims = ([pid] if pid else []) + _marked(run)
     for victim in victims:
         with contextlib.suppress(ProcessLookupError):
@@ -186,9 +194,6 @@ class Component:
             raise MeshError(f"{self.name} ended with code {self.process.returncode}; the end of {self.log}:\n    {tail}")
 
 
-def components(run: Run) -> dict[str, bool]:
-    """Each component that was started, and whether it runs. To be asked on the machine."""
-    return {f.name: _process_started(int(f.read_text())) is not None for f in sorted(run.pids.iterdir())}
 
 
 def signal_component(run: Run, name: str, number: signal.Signals) -> None:
