@@ -49,9 +49,7 @@ mesh: setup mesh-up ## tests against real proxies
 
 mesh-up:
 ifeq ($(USER_CLUSTER),)
-	@$(MESH) build
-	@$(MESH) up
-	@$(MESH) istio
+	@$(MESH) up --istio
 endif
 
 matrix: setup ## unit tests and sanity on each supported Python, kubernetes client and ansible-core found here (about 20 min)
