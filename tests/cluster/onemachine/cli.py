@@ -32,6 +32,7 @@ class Stages:
 
 # ---- commands --------------------------------------------------------------------------------------------------------------------------
 
+
 def build_command(run: Run, args: argparse.Namespace) -> None:
     preflight.check(run, api_only=args.api_only, starting=False)
     if not build.build(run.cache, api_only=args.api_only):
@@ -43,8 +44,10 @@ def up_command(run: Run, args: argparse.Namespace) -> None:
         state = run.read_state()
         bad = health.troubles(run) if run.root.exists() else ["not started"]
         if not bad and state and state["api_only"] != args.api_only:
-            raise MeshError(f"{run.name} is running as {'an API server alone' if state['api_only'] else 'a whole mesh'}: "
-                            f"take it down (mesh --name {run.name} down) or choose another --name")
+            raise MeshError(
+                f"{run.name} is running as {'an API server alone' if state['api_only'] else 'a whole mesh'}: "
+                f"take it down (mesh --name {run.name} down) or choose another --name"
+            )
         if not bad:
             print(f"{run.name} is running: export KUBECONFIG={run.kubeconfig}")
         else:
@@ -134,7 +137,7 @@ def farend_command(run: Run, args: argparse.Namespace) -> None:
     elif args.what == "hosts":
         words = list(args.hosts)
         if args.file:
-            words += (sys.stdin if args.file == "-" else Path(args.file).open()).read().split()
+            words += (sys.stdin.read() if args.file == "-" else Path(args.file).read_text()).split()
         if not words:
             raise MeshError(f"farend hosts {args.action}: which hosts? Name them, or give a file of them with --file")
         _change_far_end(run, {"do": args.action, "words": words})
@@ -158,6 +161,7 @@ def _running(run: Run) -> dict:
 
 
 # ---- steps on the machine --------------------------------------------------------------------------------------------------------------
+
 
 def on_machine_command(run: Run, args: argparse.Namespace) -> None:
     """What the commands above have run inside the machine's namespaces."""
@@ -201,11 +205,16 @@ def _up(run: Run, listener_fd: int) -> None:
 
 # ---- arguments -------------------------------------------------------------------------------------------------------------------------
 
+
 def _parser() -> argparse.ArgumentParser:
     name = argparse.ArgumentParser(add_help=False)
     name.add_argument("--name", default=argparse.SUPPRESS, help="which mesh; several can run side by side (default: mesh)")
-    parser = argparse.ArgumentParser(prog="mesh", parents=[name], description="A Kubernetes cluster with Istio on this machine, with an internet of its own.",
-                                     epilog="MESH_CACHE: where everything is kept (default ~/.cache/istio-egress-mesh)")
+    parser = argparse.ArgumentParser(
+        prog="mesh",
+        parents=[name],
+        description="A Kubernetes cluster with Istio on this machine, with an internet of its own.",
+        epilog="MESH_CACHE: where everything is kept (default ~/.cache/istio-egress-mesh)",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(word: str, do, text: str) -> argparse.ArgumentParser:
@@ -215,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def api_only(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--api-only", action="store_true", help="etcd, API server and Istio's CRDs, without node, Istio and far end")
+
     api_only(command("build", build_command, "build what is missing, once for all meshes"))
     sub = command("up", up_command, "start a mesh, or say that it is running; builds what is missing")
     api_only(sub)
@@ -263,6 +273,9 @@ def main() -> int:
     except MeshError as failure:
         print(f"mesh: {failure}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # as with `mesh status | head -3`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("mesh: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -17,11 +17,13 @@ import subprocess
 import sys
 
 from . import pki
-from .layout import API_SERVICE, ENTRY, MANIFESTS, NODE_IP, SERVICE_NET, FIRST_API_PORT, LAST_API_PORT, MeshError, Run
+from .layout import API_SERVICE, ENTRY, FIRST_API_PORT, LAST_API_PORT, MANIFESTS, NODE_IP, SERVICE_NET, MeshError, Run
 from .machine import Component, wait_for
 
 # Without a node only these have something to do: namespaces go away, service accounts come, owned objects follow their owners.
-API_ONLY_CONTROLLERS = "namespace-controller,serviceaccount-controller,serviceaccount-token-controller,root-ca-certificate-publisher-controller,garbage-collector-controller"
+API_ONLY_CONTROLLERS = (
+    "namespace-controller,serviceaccount-controller,serviceaccount-token-controller,root-ca-certificate-publisher-controller,garbage-collector-controller"
+)
 
 
 def listen_outside() -> socket.socket:
@@ -36,6 +38,7 @@ def listen_outside() -> socket.socket:
 
 def relay(listener_fd: int, port: int) -> None:
     """Carry connections from the socket that was made outside to the API server in here, half-closing as the ends do, until killed."""
+
     async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(1 << 18):
@@ -69,11 +72,24 @@ def make_pki(run: Run, port: int) -> None:
     ca = run.pki / "ca.crt", run.pki / "ca.key"
     pki.authority(*ca, f"mesh-{run.name}-ca")
     pki.key_pair(run.pki / "sa.key", run.pki / "sa.pub")
-    names = ["DNS:kubernetes", "DNS:kubernetes.default", "DNS:kubernetes.default.svc", "DNS:kubernetes.default.svc.cluster.local", "DNS:localhost",
-             f"IP:{API_SERVICE}", f"IP:{NODE_IP}", "IP:127.0.0.1"]
+    names = [
+        "DNS:kubernetes",
+        "DNS:kubernetes.default",
+        "DNS:kubernetes.default.svc",
+        "DNS:kubernetes.default.svc.cluster.local",
+        "DNS:localhost",
+        f"IP:{API_SERVICE}",
+        f"IP:{NODE_IP}",
+        "IP:127.0.0.1",
+    ]
     pki.leaf(run.pki / "apiserver.crt", run.pki / "apiserver.key", "/CN=kube-apiserver", ca, names)
     pki.leaf(run.pki / "kubelet.crt", run.pki / "kubelet.key", f"/O=system:nodes/CN=system:node:{run.name}", ca, [f"IP:{NODE_IP}", f"DNS:{run.name}"])
-    users = {"admin": "/O=system:masters/CN=admin", "kcm": "/CN=system:kube-controller-manager", "scheduler": "/CN=system:kube-scheduler", "proxy": "/CN=system:kube-proxy"}
+    users = {
+        "admin": "/O=system:masters/CN=admin",
+        "kcm": "/CN=system:kube-controller-manager",
+        "scheduler": "/CN=system:kube-scheduler",
+        "proxy": "/CN=system:kube-proxy",
+    }
     for user, subject in users.items():
         pki.leaf(run.pki / f"{user}.crt", run.pki / f"{user}.key", subject, ca)
     for user in (*users, "kubelet"):
@@ -86,13 +102,22 @@ def make_pki(run: Run, port: int) -> None:
 def _write_kubeconfig(run: Run, user: str, port: int) -> None:
     def data(file: str) -> str:
         return base64.b64encode((run.pki / file).read_bytes()).decode()
+
     path = run.pki / f"{user}.kubeconfig"
     path.touch(mode=0o600)
-    path.write_text(json.dumps({
-        "apiVersion": "v1", "kind": "Config", "current-context": run.name,
-        "clusters": [{"name": run.name, "cluster": {"server": f"https://127.0.0.1:{port}", "certificate-authority-data": data("ca.crt")}}],
-        "users": [{"name": f"{user}@{run.name}", "user": {"client-certificate-data": data(f"{user}.crt"), "client-key-data": data(f"{user}.key")}}],
-        "contexts": [{"name": run.name, "context": {"cluster": run.name, "user": f"{user}@{run.name}"}}]}, indent=1))
+    path.write_text(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": run.name,
+                "clusters": [{"name": run.name, "cluster": {"server": f"https://127.0.0.1:{port}", "certificate-authority-data": data("ca.crt")}}],
+                "users": [{"name": f"{user}@{run.name}", "user": {"client-certificate-data": data(f"{user}.crt"), "client-key-data": data(f"{user}.key")}}],
+                "contexts": [{"name": run.name, "context": {"cluster": run.name, "user": f"{user}@{run.name}"}}],
+            },
+            indent=1,
+        )
+    )
 
 
 def request(run: Run, method: str, path: str, yaml: str | None = None, timeout: float = 10) -> tuple[int, str]:
@@ -118,7 +143,9 @@ def ready(run: Run) -> bool:
 
 
 def kubectl(run: Run, *arguments: object, stdin: str | None = None) -> str:
-    done = subprocess.run([str(run.cache.bin / "kubectl"), "--kubeconfig", str(run.kubeconfig), *map(str, arguments)], input=stdin, text=True, capture_output=True, check=False)
+    done = subprocess.run(
+        [str(run.cache.bin / "kubectl"), "--kubeconfig", str(run.kubeconfig), *map(str, arguments)], input=stdin, text=True, capture_output=True, check=False
+    )
     if done.returncode:
         raise MeshError(f"kubectl {' '.join(map(str, arguments))}: {done.stderr.strip()}")
     return done.stdout
@@ -129,16 +156,52 @@ def start_store_and_api(run: Run, port: int, listener_fd: int) -> list[Component
     client, peer = "http://127.0.0.1:2379", "http://127.0.0.1:2380"
     pki_dir = run.pki
     return [
-        Component(run, "etcd", "etcd", "--data-dir", run.root / "etcd", "--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer,
-                  "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}", "--unsafe-no-fsync", "--log-level=warn"),
-        Component(run, "kube-apiserver", "kube-apiserver", f"--etcd-servers={client}", "--bind-address=0.0.0.0", f"--secure-port={port}", f"--advertise-address={NODE_IP}",
-                  f"--tls-cert-file={pki_dir}/apiserver.crt", f"--tls-private-key-file={pki_dir}/apiserver.key", f"--client-ca-file={pki_dir}/ca.crt",
-                  f"--token-auth-file={pki_dir}/tokens.csv", "--authorization-mode=Node,RBAC", f"--service-cluster-ip-range={SERVICE_NET}",
-                  "--service-account-issuer=https://kubernetes.default.svc.cluster.local", f"--service-account-key-file={pki_dir}/sa.pub",
-                  f"--service-account-signing-key-file={pki_dir}/sa.key", "--allow-privileged=true", f"--kubelet-client-certificate={pki_dir}/admin.crt",
-                  f"--kubelet-client-key={pki_dir}/admin.key", "--kubelet-preferred-address-types=InternalIP", f"--audit-policy-file={MANIFESTS}/audit-policy.yaml",
-                  f"--audit-log-path={run.audit_log}", "--audit-log-maxsize=1024"),
-        relay_component(run, port, listener_fd)]
+        Component(
+            run,
+            "etcd",
+            "etcd",
+            "--data-dir",
+            run.root / "etcd",
+            "--listen-client-urls",
+            client,
+            "--advertise-client-urls",
+            client,
+            "--listen-peer-urls",
+            peer,
+            "--initial-advertise-peer-urls",
+            peer,
+            "--initial-cluster",
+            f"default={peer}",
+            "--unsafe-no-fsync",
+            "--log-level=warn",
+        ),
+        Component(
+            run,
+            "kube-apiserver",
+            "kube-apiserver",
+            f"--etcd-servers={client}",
+            "--bind-address=0.0.0.0",
+            f"--secure-port={port}",
+            f"--advertise-address={NODE_IP}",
+            f"--tls-cert-file={pki_dir}/apiserver.crt",
+            f"--tls-private-key-file={pki_dir}/apiserver.key",
+            f"--client-ca-file={pki_dir}/ca.crt",
+            f"--token-auth-file={pki_dir}/tokens.csv",
+            "--authorization-mode=Node,RBAC",
+            f"--service-cluster-ip-range={SERVICE_NET}",
+            "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+            f"--service-account-key-file={pki_dir}/sa.pub",
+            f"--service-account-signing-key-file={pki_dir}/sa.key",
+            "--allow-privileged=true",
+            f"--kubelet-client-certificate={pki_dir}/admin.crt",
+            f"--kubelet-client-key={pki_dir}/admin.key",
+            "--kubelet-preferred-address-types=InternalIP",
+            f"--audit-policy-file={MANIFESTS}/audit-policy.yaml",
+            f"--audit-log-path={run.audit_log}",
+            "--audit-log-maxsize=1024",
+        ),
+        relay_component(run, port, listener_fd),
+    ]
 
 
 def relay_component(run: Run, port: int, listener_fd: int) -> Component:
@@ -147,12 +210,21 @@ def relay_component(run: Run, port: int, listener_fd: int) -> Component:
 
 def start_controllers(run: Run, *, api_only: bool) -> list[Component]:
     """kube-controller-manager, and kube-scheduler when there is a node."""
-    manager = ["kube-controller-manager", f"--kubeconfig={run.pki}/kcm.kubeconfig", f"--service-account-private-key-file={run.pki}/sa.key", f"--root-ca-file={run.pki}/ca.crt",
-               "--use-service-account-credentials=true", "--leader-elect=false", "--bind-address=127.0.0.1"]
+    manager = [
+        "kube-controller-manager",
+        f"--kubeconfig={run.pki}/kcm.kubeconfig",
+        f"--service-account-private-key-file={run.pki}/sa.key",
+        f"--root-ca-file={run.pki}/ca.crt",
+        "--use-service-account-credentials=true",
+        "--leader-elect=false",
+        "--bind-address=127.0.0.1",
+    ]
     if api_only:
         return [Component(run, "kube-controller-manager", *manager, f"--controllers={API_ONLY_CONTROLLERS}")]
-    return [Component(run, "kube-controller-manager", *manager),
-            Component(run, "kube-scheduler", "kube-scheduler", f"--kubeconfig={run.pki}/scheduler.kubeconfig", "--leader-elect=false", "--bind-address=127.0.0.1")]
+    return [
+        Component(run, "kube-controller-manager", *manager),
+        Component(run, "kube-scheduler", "kube-scheduler", f"--kubeconfig={run.pki}/scheduler.kubeconfig", "--leader-elect=false", "--bind-address=127.0.0.1"),
+    ]
 
 
 def install_crds(run: Run) -> None:
@@ -168,4 +240,5 @@ def install_crds(run: Run) -> None:
     def all_served() -> bool:
         lists = {group: request(run, "GET", group)[1] for group in {group for group, _plural in served}}
         return all(plural in lists[group] for group, plural in served)
+
     wait_for("Istio's CRDs", all_served, [])

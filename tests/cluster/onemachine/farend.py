@@ -25,8 +25,16 @@ from . import pki
 from .layout import ENTRY, FAR_NETS, LINK_FAR, MANIFESTS, REGISTRY_PORT, MeshError, Run
 from .machine import Component, signal_component, wait_for
 
-DEFAULT_HOSTS = {"edition.cnn.com": "203.0.113.10", "httpbin.org": "203.0.113.11", "www.google.com": "203.0.113.12", "other.example.com": "203.0.113.13",
-                 "en.wikipedia.org": "203.0.113.14", "de.wikipedia.org": "203.0.113.15", "www.wikipedia.org": "203.0.113.16", "www.cnn.com": "203.0.113.17"}
+DEFAULT_HOSTS = {
+    "edition.cnn.com": "203.0.113.10",
+    "httpbin.org": "203.0.113.11",
+    "www.google.com": "203.0.113.12",
+    "other.example.com": "203.0.113.13",
+    "en.wikipedia.org": "203.0.113.14",
+    "de.wikipedia.org": "203.0.113.15",
+    "www.wikipedia.org": "203.0.113.16",
+    "www.cnn.com": "203.0.113.17",
+}
 DEFAULT_FAULTS = {"edition.cnn.com": {"redirect": "/politics"}}
 FAULTS = ("delay", "status", "redirect", "reset", "refuse", "drop")
 ECHO_PORTS = (9000, 5432)
@@ -38,8 +46,7 @@ _HOST = re.compile(r"(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,6
 def start(run: Run) -> list[Component]:
     for folder in (run.far, run.far / "certs", run.far / "faults", run.far / "tmp"):
         folder.mkdir()
-    _certificate(run, "nobody", ["nobody.invalid"])
-    (run.far / "certs" / "nobody.crt").symlink_to("nobody.pem")
+    _certify(run, "nobody", ["nobody.invalid"])
     _write_hosts(run, {host: [address] for host, address in DEFAULT_HOSTS.items()})
     for host, fault in DEFAULT_FAULTS.items():
         _write_fault(run, host, fault)
@@ -48,16 +55,34 @@ def start(run: Run) -> list[Component]:
     for key, value in settings.items():
         text = text.replace(key, str(value))
     (run.far / "nginx.conf").write_text(text)
-    parts = [Component(run, "farend-web", "nginx", "-p", run.far, "-e", run.log / "farend-error.log", "-c", run.far / "nginx.conf", far=True),
-             _start_dns(run), Component(run, "farend-echo", sys.executable, ENTRY, "--name", run.name, "on-machine", "echo", far=True)]
+    parts = [
+        Component(run, "farend-web", "nginx", "-p", run.far, "-e", run.log / "farend-error.log", "-c", run.far / "nginx.conf", far=True),
+        _start_dns(run),
+        Component(run, "farend-echo", sys.executable, ENTRY, "--name", run.name, "on-machine", "echo", far=True),
+    ]
     wait_for("the far end's DNS", lambda: "started" in _dns_log(run), parts)
     return parts
 
 
 def _start_dns(run: Run) -> Component:
-    return Component(run, "farend-dns", "dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--user=root", f"--pid-file={run.far}/dns.pid",
-                     f"--listen-address={LINK_FAR}", "--bind-interfaces", "--local-ttl=5", "--log-queries", f"--log-facility={run.log}/farend-dns.log",
-                     f"--conf-file={run.far}/zones.conf", f"--addn-hosts={run.far}/hosts", far=True)
+    return Component(
+        run,
+        "farend-dns",
+        "dnsmasq",
+        "--keep-in-foreground",
+        "--no-resolv",
+        "--no-hosts",
+        "--user=root",
+        f"--pid-file={run.far}/dns.pid",
+        f"--listen-address={LINK_FAR}",
+        "--bind-interfaces",
+        "--local-ttl=5",
+        "--log-queries",
+        f"--log-facility={run.log}/farend-dns.log",
+        f"--conf-file={run.far}/zones.conf",
+        f"--addn-hosts={run.far}/hosts",
+        far=True,
+    )
 
 
 def change(run: Run, wanted: dict) -> None:
@@ -71,6 +96,7 @@ def change(run: Run, wanted: dict) -> None:
 
 
 # ---- hosts -----------------------------------------------------------------------------------------------------------------------------
+
 
 def hosts(run: Run) -> dict[str, list[str]]:
     """Each host, or '*.ZONE', with its addresses."""
@@ -129,6 +155,7 @@ def _change_hosts(run: Run, before: dict, after: dict) -> None:
 
     def zones(table: dict) -> dict:
         return {h: a for h, a in table.items() if h.startswith("*")}
+
     if zones(before) == zones(after):
         signal_component(run, "farend-dns", signal.SIGHUP)
         wait_for("the far end's DNS", lambda: f"read {run.far}/hosts" in _dns_log(run)[seen:], [], 20)
@@ -140,33 +167,38 @@ def _change_hosts(run: Run, before: dict, after: dict) -> None:
 
 
 def _listens() -> bool:
-    return subprocess.run(["nsenter", "--net=/run/netns/far", "--", "ss", "-Hlun", f"src {LINK_FAR}:53"], text=True, capture_output=True, check=True).stdout != ""
+    return (
+        subprocess.run(["nsenter", "--net=/run/netns/far", "--", "ss", "-Hlun", f"src {LINK_FAR}:53"], text=True, capture_output=True, check=True).stdout != ""
+    )
 
 
 def _write_hosts(run: Run, table: dict[str, list[str]]) -> None:
     certified = {p.name for p in (run.far / "certs").iterdir()}
-    new = [h for h in table if f"{_certificate_name(h)}.crt" not in certified]
-    groups = [new[i:i + HOSTS_PER_CERTIFICATE] for i in range(0, len(new), HOSTS_PER_CERTIFICATE)]
+    new = [h for h in table if _certificate_file(h) not in certified]
+    groups = [new[i : i + HOSTS_PER_CERTIFICATE] for i in range(0, len(new), HOSTS_PER_CERTIFICATE)]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        names = [hashlib.sha256(" ".join(g).encode()).hexdigest()[:16] for g in groups]
-        list(pool.map(lambda item: _certificate(run, *item), zip(names, groups, strict=True)))
-    for name, group in zip(names, groups, strict=True):
-        for host in group:
-            (run.far / "certs" / f"{_certificate_name(host)}.crt").symlink_to(f"{name}.pem")
-    (run.far / "hosts").write_text("".join(f"{a} {h}\n" for h, addresses in table.items() if not h.startswith("*") for a in addresses))
-    (run.far / "zones.conf").write_text("address=/#/\n" + "".join(f"address=/{h[2:]}/{a}\n" for h, addresses in table.items() if h.startswith("*") for a in addresses))
+        list(pool.map(lambda group: _certify(run, hashlib.sha256(" ".join(group).encode()).hexdigest()[:16], group), groups))
+    names = [f"{a} {h}\n" for h, addresses in table.items() if not h.startswith("*") for a in addresses]
+    zones = [f"address=/{h[2:]}/{a}\n" for h, addresses in table.items() if h.startswith("*") for a in addresses]
+    (run.far / "hosts").write_text("".join(names))
+    (run.far / "zones.conf").write_text("".join(["address=/#/\n", *zones]))  # what is not listed does not exist
     (run.far / "hosts.json").write_text(json.dumps(table))
 
 
-def _certificate_name(host: str) -> str:
-    return "_" + host[1:] if host.startswith("*") else host
+def _certificate_file(host: str) -> str:
+    return ("_" + host[1:] if host.startswith("*") else host) + ".crt"
 
 
-def _certificate(run: Run, name: str, names: list[str]) -> None:
-    pki.leaf(run.far / "certs" / f"{name}.pem", run.far / "certs" / "far.key", "/CN=far end", (run.cache.far_ca, run.cache.far_ca_key), [f"DNS:{h}" for h in names])
+def _certify(run: Run, name: str, group: list[str]) -> None:
+    """One certificate for a group of hosts, under the name of each."""
+    certs = run.far / "certs"
+    pki.leaf(certs / f"{name}.pem", certs / "far.key", "/CN=far end", (run.cache.far_ca, run.cache.far_ca_key), [f"DNS:{h}" for h in group])
+    for host in group:
+        (certs / _certificate_file(host)).symlink_to(f"{name}.pem")
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------------------------
+
 
 def set_fault(run: Run, host: str | None, fault: dict) -> None:
     """What `host` (None: every host) does wrong from now on, replacing what it did: {} or any of FAULTS; edition.cnn.com goes on redirecting."""
@@ -202,6 +234,7 @@ def _refuse(run: Run) -> None:
 
 # ---- what it saw -----------------------------------------------------------------------------------------------------------------------
 
+
 def _dns_log(run: Run) -> str:
     try:
         return (run.log / "farend-dns.log").read_text(errors="replace")
@@ -223,7 +256,7 @@ def queries(run: Run, since: float) -> Iterator[str]:
 def requests(run: Run, since: float) -> Iterator[str]:
     """The requests of the last `since` seconds that reached the web servers, a JSON object a line."""
     now = time.time()
-    with open(run.log / "farend-requests.log", errors="replace") as log:
+    with (run.log / "farend-requests.log").open(errors="replace") as log:
         for line in log:
             if line.endswith("}\n") and json.loads(line)["time"] >= now - since:
                 yield line.rstrip()
@@ -231,8 +264,10 @@ def requests(run: Run, since: float) -> Iterator[str]:
 
 # ---- TCP echo --------------------------------------------------------------------------------------------------------------------------
 
+
 def echo() -> None:
     """On each of ECHO_PORTS: one line of JSON with the client's address and our own, then every byte back, until killed."""
+
     async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         (peer, _), (address, port) = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
         try:

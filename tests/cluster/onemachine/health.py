@@ -45,19 +45,27 @@ def report(run: Run) -> tuple[list[tuple[str, str]], bool]:
         return [(run.name, f"not running: mesh --name {run.name} up"), *rest], False
     bad = troubles(run)
     since = time.strftime("%H:%M:%S", time.localtime((run.root / "state.json").stat().st_mtime))
-    rows = [(run.name, f"{'API only' if state['api_only'] else 'node and mesh'}, {'up since ' + since if not bad else 'NOT WELL: ' + '; '.join(bad)}"),
-            ("kubeconfig", str(run.kubeconfig))]
+    rows = [
+        (run.name, f"{'API only' if state['api_only'] else 'node and mesh'}, {'up since ' + since if not bad else 'NOT WELL: ' + '; '.join(bad)}"),
+        ("kubeconfig", str(run.kubeconfig)),
+    ]
     if machine.pid_of(run):
         status, body = control_plane.request(run, "GET", "/version")
-        rows.append(("API server", f"https://127.0.0.1:{state['port']}, " + (f"Kubernetes {json.loads(body)['gitVersion']}" if status == 200 else f"no answer: {body}")))
+        rows.append(
+            ("API server", f"https://127.0.0.1:{state['port']}, " + (f"Kubernetes {json.loads(body)['gitVersion']}" if status == 200 else f"no answer: {body}"))
+        )
         rows.append(("components", " ".join(name if alive else f"({name} ended)" for name, alive in machine.components(run).items())))
         if not state["api_only"] and status == 200:
             pods = _items(run, "/api/v1/pods")
             waiting = [f"{p['metadata']['namespace']}/{p['metadata']['name']}" for p in pods if not _pod_ready(p)]
-            rows.append(("node", f"{'Ready' if _node_ready(run) else 'NOT Ready'}, {len(pods)} pods" + (f", not ready: {' '.join(waiting)}" if waiting else "")))
+            rows.append(
+                ("node", f"{'Ready' if _node_ready(run) else 'NOT Ready'}, {len(pods)} pods" + (f", not ready: {' '.join(waiting)}" if waiting else ""))
+            )
             rows.append(("Istio", _istio(run)))
             faults = farend.faults(run)
-            rows.append(("far end", f"{len(farend.hosts(run))} hosts" + "".join(f"; {h}: {' '.join(f'{k}={v}' for k, v in f.items())}" for h, f in faults.items())))
+            rows.append(
+                ("far end", f"{len(farend.hosts(run))} hosts" + "".join(f"; {h}: {' '.join(f'{k}={v}' for k, v in f.items())}" for h, f in faults.items()))
+            )
     rows.append(("logs", str(run.log)))
     return rows + rest, not bad
 
@@ -71,4 +79,6 @@ def _istio(run: Run) -> str:
     if not deployments:
         return f"not installed: mesh --name {run.name} istio"
     image = deployments[0]["spec"]["template"]["spec"]["containers"][0]["image"]
-    return f"{image.rpartition(':')[2]}, " + ", ".join(f"{d['metadata']['name']} {d['status'].get('readyReplicas', 0)}/{d['spec']['replicas']}" for d in deployments)
+    return f"{image.rpartition(':')[2]}, " + ", ".join(
+        f"{d['metadata']['name']} {d['status'].get('readyReplicas', 0)}/{d['spec']['replicas']}" for d in deployments
+    )

@@ -47,17 +47,19 @@ class Registry:
         new = self.root / "blobs" / "new"
         with tarfile.open(new, "w") as tar:
             fill(tar)
-        with open(new, "rb") as file:
+        with new.open("rb") as file:
             digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
         new.rename(self.root / "blobs" / digest)
         return {"digest": digest, "size": (self.root / "blobs" / digest).stat().st_size}
 
     def tree(self, folder: Path) -> dict:
         """A layer of a whole root file system, but for what no container needs."""
+
         def wanted(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
             name = info.name + "/"
             info.mtime = 0
             return None if name.startswith(_NOT_IN_IMAGE) and name not in _NOT_IN_IMAGE else info
+
         return self._layer_blob(lambda tar: tar.add(folder, ".", filter=wanted))
 
     def layer(self, entries: Iterable[Entry]) -> dict:
@@ -72,18 +74,29 @@ class Registry:
                     info.size = len(entry.source)
                     tar.addfile(info, BytesIO(entry.source))
                 else:
-                    with open(entry.source, "rb") as file:
+                    with entry.source.open("rb") as file:
                         info.size = os.fstat(file.fileno()).st_size
                         tar.addfile(info, file)
+
         return self._layer_blob(fill)
 
     def image(self, repository: str, tags: Iterable[str], layers: list[dict], config: dict) -> None:
         """`repository` without its registry's host: every host is served from here."""
         architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-        image = {"architecture": architecture, "os": "linux", "config": {"Env": [PATH], **config}, "rootfs": {"type": "layers", "diff_ids": [x["digest"] for x in layers]}}
-        manifest = json.dumps({
-            "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **self._blob(json.dumps(image).encode())},
-            "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", **x} for x in layers]}).encode()
+        image = {
+            "architecture": architecture,
+            "os": "linux",
+            "config": {"Env": [PATH], **config},
+            "rootfs": {"type": "layers", "diff_ids": [x["digest"] for x in layers]},
+        }
+        manifest = json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": MANIFEST_TYPE,
+                "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **self._blob(json.dumps(image).encode())},
+                "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", **x} for x in layers],
+            }
+        ).encode()
         folder = self.root / "manifests" / repository
         folder.mkdir(parents=True, exist_ok=True)
         for reference in (*tags, "sha256:" + hashlib.sha256(manifest).hexdigest()):
@@ -96,15 +109,35 @@ def build(root: Path, rootfs: Path, programs: Path, envoy: Path, bootstrap: Path
     shutil.rmtree(new, ignore_errors=True)
     registry = Registry(new)
     debian = registry.tree(rootfs)
-    registry.image("pause", ["1"], [registry.layer([Entry("bin"), Entry("bin/busybox", Path("/bin/busybox"))])], {"Entrypoint": ["/bin/busybox", "sleep", "2147483647"]})
+    registry.image(
+        "pause", ["1"], [registry.layer([Entry("bin"), Entry("bin/busybox", Path("/bin/busybox"))])], {"Entrypoint": ["/bin/busybox", "sleep", "2147483647"]}
+    )
     registry.image("coredns", ["1"], [registry.layer([Entry("coredns", programs / "coredns")])], {"Entrypoint": ["/coredns"]})
-    registry.image("istio/pilot", [istio], [debian, registry.layer([Entry("usr/local/bin/pilot-discovery", programs / "pilot-discovery")])],
-                   {"Entrypoint": ["/usr/local/bin/pilot-discovery"], "User": "1337:1337"})
-    registry.image("istio/proxyv2", [istio], [debian, registry.layer([
-        Entry("usr/local/bin/pilot-agent", programs / "pilot-agent"), Entry("usr/local/bin/envoy", envoy),
-        Entry("var/lib/istio", uid=1337), Entry("var/lib/istio/envoy", mode=0o777, uid=1337),
-        Entry("var/lib/istio/envoy/envoy_bootstrap_tmpl.json", bootstrap, 0o644), Entry("etc/istio", mode=0o777, uid=1337), Entry("etc/istio/proxy", mode=0o777, uid=1337)])],
-        {"Entrypoint": ["/usr/local/bin/pilot-agent"], "User": "1337:1337", "WorkingDir": "/", "Env": [PATH, f"ISTIO_META_ISTIO_VERSION={istio}"]})
+    registry.image(
+        "istio/pilot",
+        [istio],
+        [debian, registry.layer([Entry("usr/local/bin/pilot-discovery", programs / "pilot-discovery")])],
+        {"Entrypoint": ["/usr/local/bin/pilot-discovery"], "User": "1337:1337"},
+    )
+    registry.image(
+        "istio/proxyv2",
+        [istio],
+        [
+            debian,
+            registry.layer(
+                [
+                    Entry("usr/local/bin/pilot-agent", programs / "pilot-agent"),
+                    Entry("usr/local/bin/envoy", envoy),
+                    Entry("var/lib/istio", uid=1337),
+                    Entry("var/lib/istio/envoy", mode=0o777, uid=1337),
+                    Entry("var/lib/istio/envoy/envoy_bootstrap_tmpl.json", bootstrap, 0o644),
+                    Entry("etc/istio", mode=0o777, uid=1337),
+                    Entry("etc/istio/proxy", mode=0o777, uid=1337),
+                ]
+            ),
+        ],
+        {"Entrypoint": ["/usr/local/bin/pilot-agent"], "User": "1337:1337", "WorkingDir": "/", "Env": [PATH, f"ISTIO_META_ISTIO_VERSION={istio}"]},
+    )
     registry.image("curlimages/curl", ["8.16.0", "latest"], [debian], {"Cmd": ["curl"], "User": "100:101"})
     registry.image("library/debian", ["bookworm", "bookworm-slim", "latest"], [debian], {"Cmd": ["bash"]})
     shutil.rmtree(root, ignore_errors=True)

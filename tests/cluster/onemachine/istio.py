@@ -22,9 +22,14 @@ def installed(run: Run) -> bool:
 
 def install(run: Run) -> None:
     log = run.log / "istioctl.log"
-    with open(log, "a") as out:
-        done = subprocess.run([str(run.cache.bin / "istioctl"), "install", "-y", "--kubeconfig", str(run.kubeconfig), "-f", str(SETTINGS), "--readiness-timeout", "2m"], stdin=subprocess.DEVNULL,
-                              stdout=out, stderr=subprocess.STDOUT, check=False)
+    with log.open("a") as out:
+        done = subprocess.run(
+            [str(run.cache.bin / "istioctl"), "install", "-y", "--kubeconfig", str(run.kubeconfig), "-f", str(SETTINGS), "--readiness-timeout", "2m"],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
     if done.returncode:
         tail = "\n    ".join(log.read_text().strip().splitlines()[-6:])
         raise MeshError(f"istioctl install ended with code {done.returncode}; the end of {log}:\n    {tail}")

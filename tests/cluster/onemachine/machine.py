@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .layout import ENTRY, HERE, SYSTEM_PATH, MeshError, Run
+from .pid1 import MOUNT_POINTS
 
 MARK = "ISTIO_EGRESS_MESH_RUN"  # in the environment of all that belongs to a run, commands of `mesh exec` included
 CGROUPS = Path("/sys/fs/cgroup")
 
 
 # ---- seen from outside -----------------------------------------------------------------------------------------------------------------
+
 
 @contextlib.contextmanager
 def lock(what: str) -> Iterator[None]:
@@ -73,11 +75,19 @@ def start(run: Run, state: dict) -> int:
     """Start the machine, empty, and write the run's state file. Expects `end` to have been called."""
     for path in (run.log, run.pids):
         path.mkdir(parents=True)
-    for group in _cgroup_folders(run, existing=False):
-        group.mkdir(exist_ok=True)
-    with open(run.log / "machine.log", "ab") as log:
-        first = subprocess.Popen([sys.executable, HERE / "pid1.py", run.root], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
-                                 start_new_session=True, env={**os.environ, "PATH": SYSTEM_PATH, MARK: str(run.root)})
+    for folder in MOUNT_POINTS:
+        folder.mkdir(parents=True, exist_ok=True)
+    _make_cgroups(run)
+    with (run.log / "machine.log").open("ab") as log:
+        first = subprocess.Popen(
+            [sys.executable, HERE / "pid1.py", run.root],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "PATH": SYSTEM_PATH, MARK: str(run.root)},
+        )
         assert first.stdout
         line = first.stdout.readline().strip()
         if not line:
@@ -103,8 +113,14 @@ def inside(run: Run, *arguments: str, pass_fds: tuple[int, ...] = (), stdin: str
     pid = pid_of(run)
     if pid is None:
         raise MeshError(f"mesh {run.name} is not running: mesh --name {run.name} up")
-    done = subprocess.run([*enter(pid), sys.executable, str(ENTRY), "--name", run.name, "on-machine", *arguments], check=False, pass_fds=pass_fds, input=stdin, text=True,
-                          env={**os.environ, MARK: str(run.root), "MESH_CACHE": str(run.cache.root)})
+    done = subprocess.run(
+        [*enter(pid), sys.executable, str(ENTRY), "--name", run.name, "on-machine", *arguments],
+        check=False,
+        pass_fds=pass_fds,
+        input=stdin,
+        text=True,
+        env={**os.environ, MARK: str(run.root), "MESH_CACHE": str(run.cache.root)},
+    )
     if done.returncode:
         raise SystemExit(done.returncode)
 
@@ -149,16 +165,26 @@ def _marked(run: Run) -> list[int]:
 
 
 def hierarchies() -> list[Path]:
-    """Roots of the cgroup hierarchies that have controllers: one with cgroup v2, one per controller with v1."""
-    if (CGROUPS / "cgroup.controllers").exists():
-        return [CGROUPS]
+    """Roots of the cgroup hierarchies: one with cgroup v2; with v1 one per controller, and maybe a v2 one without any."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    return [Path(m[1]) for m in mounts if m[2] == "cgroup"]
+    return [Path(m[1]) for m in mounts if m[2] in ("cgroup", "cgroup2") and Path(m[1]).is_relative_to(CGROUPS)]
 
 
 def _cgroup_folders(run: Run, existing: bool = True) -> list[Path]:
     groups = [root / run.cgroup for root in hierarchies()]
     return [g for g in groups if g.exists()] if existing else groups
+
+
+def _make_cgroups(run: Run) -> None:
+    """An empty branch in each hierarchy, for kubelet to put the pods below. With cgroup v2 it has the controllers only if the root hands them down."""
+    handed_down = CGROUPS / "cgroup.subtree_control"
+    if handed_down.exists():
+        try:
+            handed_down.write_text(" ".join(f"+{c}" for c in (CGROUPS / "cgroup.controllers").read_text().split()))
+        except OSError as failure:
+            raise MeshError(f"{handed_down}: {failure.strerror}: in a container, run it privileged and with the machine's cgroup namespace") from None
+    for group in _cgroup_folders(run, existing=False):
+        group.mkdir(exist_ok=True)
 
 
 def cgroup_in_use(run: Run) -> bool:
@@ -170,11 +196,12 @@ def _remove_cgroups(run: Run) -> bool:
     for group in _cgroup_folders(run):
         for path, _folders, _files in os.walk(group, topdown=False):
             with contextlib.suppress(OSError):
-                os.rmdir(path)
+                Path(path).rmdir()
     return not _cgroup_folders(run)
 
 
 # ---- seen from the machine itself ------------------------------------------------------------------------------------------------------
+
 
 class Component:
     """A long-running program on the machine, with a log and a PID file named after it."""
@@ -182,9 +209,17 @@ class Component:
     def __init__(self, run: Run, name: str, *command: object, far: bool = False, pass_fds: tuple[int, ...] = ()) -> None:
         self.name, self.log = name, run.log / f"{name}.log"
         words = [*(["nsenter", "--net=/run/netns/far", "--"] if far else []), *map(str, command)]
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=run.root, pass_fds=pass_fds,
-                                            env={**os.environ, "PATH": f"{run.cache.bin}:{SYSTEM_PATH}"})
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=run.root,
+                pass_fds=pass_fds,
+                env={**os.environ, "PATH": f"{run.cache.bin}:{SYSTEM_PATH}"},
+            )
         (run.pids / name).write_text(str(self.process.pid))
 
     def check(self) -> None:
@@ -192,8 +227,6 @@ class Component:
         if self.process.poll() is not None:
             tail = "\n    ".join(self.log.read_text(errors="replace").strip().splitlines()[-3:])
             raise MeshError(f"{self.name} ended with code {self.process.returncode}; the end of {self.log}:\n    {tail}")
-
-
 
 
 def signal_component(run: Run, name: str, number: signal.Signals) -> None:

@@ -11,7 +11,14 @@ from .machine import Component, wait_for
 
 def _manifest(run: Run, name: str) -> str:
     text = (MANIFESTS / name).read_text()
-    for key, value in {"@RUN@": run.root, "@SOCKET@": run.containerd_socket, "@PKI@": run.pki, "@CGROUP@": run.cgroup, "@DNS_SERVICE@": DNS_SERVICE, "@FAR_DNS@": LINK_FAR}.items():
+    for key, value in {
+        "@RUN@": run.root,
+        "@SOCKET@": run.containerd_socket,
+        "@PKI@": run.pki,
+        "@CGROUP@": run.cgroup,
+        "@DNS_SERVICE@": DNS_SERVICE,
+        "@FAR_DNS@": LINK_FAR,
+    }.items():
         text = text.replace(key, str(value))
     return text
 
@@ -19,9 +26,22 @@ def _manifest(run: Run, name: str) -> str:
 def start_containerd(run: Run) -> Component:
     for folder in ("cni", "registries/_default"):
         (run.root / folder).mkdir(parents=True)
-    (run.root / "cni" / "10-ptp.conflist").write_text(json.dumps({"cniVersion": "1.0.0", "name": run.name, "plugins": [
-        {"type": "ptp", "ipMasq": False, "ipam": {"type": "host-local", "ranges": [[{"subnet": POD_NET}]], "routes": [{"dst": "0.0.0.0/0"}], "dataDir": "/run/cni-ipam"}},
-        {"type": "portmap", "capabilities": {"portMappings": True}}]}))
+    (run.root / "cni" / "10-ptp.conflist").write_text(
+        json.dumps(
+            {
+                "cniVersion": "1.0.0",
+                "name": run.name,
+                "plugins": [
+                    {
+                        "type": "ptp",
+                        "ipMasq": False,
+                        "ipam": {"type": "host-local", "ranges": [[{"subnet": POD_NET}]], "routes": [{"dst": "0.0.0.0/0"}], "dataDir": "/run/cni-ipam"},
+                    },
+                    {"type": "portmap", "capabilities": {"portMappings": True}},
+                ],
+            }
+        )
+    )
     # Every image comes from the far end's registry, whatever host its name begins with, so imagePullPolicy Always works too.
     server = f"http://{LINK_FAR}:{REGISTRY_PORT}"
     (run.root / "registries/_default/hosts.toml").write_text(f'server = "{server}"\n[host."{server}"]\n  capabilities = ["pull", "resolve"]\n')
@@ -33,17 +53,41 @@ def start_kubelet(run: Run) -> list[Component]:
     (run.root / "resolv.conf").write_text(f"nameserver {LINK_FAR}\n")
     (run.root / "kubelet.yaml").write_text(_manifest(run, "kubelet.yaml"))
     return [
-        Component(run, "kubelet", "kubelet", "--config", run.root / "kubelet.yaml", "--kubeconfig", run.pki / "kubelet.kubeconfig", "--root-dir", run.root / "kubelet",
-                  f"--hostname-override={run.name}", f"--node-ip={NODE_IP}", "--v=1"),
-        Component(run, "kube-proxy", "kube-proxy", f"--kubeconfig={run.pki}/proxy.kubeconfig", "--proxy-mode=iptables", f"--cluster-cidr={POD_NET}",
-                  f"--hostname-override={run.name}", "--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0",
-                  "--bind-address=127.0.0.1")]
+        Component(
+            run,
+            "kubelet",
+            "kubelet",
+            "--config",
+            run.root / "kubelet.yaml",
+            "--kubeconfig",
+            run.pki / "kubelet.kubeconfig",
+            "--root-dir",
+            run.root / "kubelet",
+            f"--hostname-override={run.name}",
+            f"--node-ip={NODE_IP}",
+            "--v=1",
+        ),
+        Component(
+            run,
+            "kube-proxy",
+            "kube-proxy",
+            f"--kubeconfig={run.pki}/proxy.kubeconfig",
+            "--proxy-mode=iptables",
+            f"--cluster-cidr={POD_NET}",
+            f"--hostname-override={run.name}",
+            "--conntrack-max-per-core=0",
+            "--conntrack-tcp-timeout-established=0",
+            "--conntrack-tcp-timeout-close-wait=0",
+            "--bind-address=127.0.0.1",
+        ),
+    ]
 
 
 def wait_for_node(run: Run, watched: list[Component]) -> None:
     def ready() -> bool:
         status, body = control_plane.request(run, "GET", f"/api/v1/nodes/{run.name}")
         return status == 200 and any(c["type"] == "Ready" and c["status"] == "True" for c in json.loads(body)["status"].get("conditions", []))
+
     wait_for("the node", ready, watched)
 
 
@@ -55,4 +99,5 @@ def wait_for_dns(run: Run, watched: list[Component]) -> None:
     def ready() -> bool:
         status, body = control_plane.request(run, "GET", "/apis/apps/v1/namespaces/kube-system/deployments/coredns")
         return status == 200 and json.loads(body)["status"].get("readyReplicas") == 1
+
     wait_for("the cluster's DNS", ready, watched)

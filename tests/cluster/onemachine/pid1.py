@@ -16,21 +16,29 @@ from pathlib import Path
 
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000
 
+# Folders that programs of the node use whatever they are told; the machine has empty ones of its own there.
+MOUNT_POINTS = (Path("/var/lib/cni"), Path("/var/lib/kubelet"))
+
 # kubelet sets these for the whole machine unless they have the values that it wants; it is shown files that have them.
-KUBELET_SYSCTLS = {"vm/overcommit_memory": "1", "kernel/panic": "10", "kernel/panic_on_oops": "1", "kernel/keys/root_maxkeys": "1000000",
-                   "kernel/keys/root_maxbytes": "25000000"}
+KUBELET_SYSCTLS = {
+    "vm/overcommit_memory": "1",
+    "kernel/panic": "10",
+    "kernel/panic_on_oops": "1",
+    "kernel/keys/root_maxkeys": "1000000",
+    "kernel/keys/root_maxbytes": "25000000",
+}
 
 
 def _mount(*arguments: object) -> None:
-    subprocess.run(["mount", *map(str, arguments)], check=True)
+    subprocess.run(["mount", "--no-mtab", *map(str, arguments)], check=True)
 
 
 def _prepare(run: Path) -> None:
-    _mount("--make-rslave", "/")   # from the machine to here, and nothing back
+    _mount("--make-rslave", "/")  # from the machine to here, and nothing back
     _mount("--make-rshared", "/")  # what kubelet asks for, inside
     _mount("-t", "proc", "proc", "/proc")
-    _mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
-    _mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", "/var/lib/cni")
+    for folder in ("/run", *MOUNT_POINTS):
+        _mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", folder)
     (run / "log" / "node").mkdir(parents=True, exist_ok=True)
     _mount("--bind", run / "log" / "node", "/var/log")
     for name, value in KUBELET_SYSCTLS.items():

@@ -38,5 +38,8 @@ def leaf(certificate: Path, key: Path, subject: str, issuer: tuple[Path, Path], 
 
 
 def key_pair(private: Path, public: Path) -> None:
-    for command in (["openssl", "ecparam", "-genkey", "-noout", "-name", "prime256v1", "-out", private], ["openssl", "ec", "-in", private, "-pubout", "-out", public]):
+    for command in (
+        ["openssl", "ecparam", "-genkey", "-noout", "-name", "prime256v1", "-out", private],
+        ["openssl", "ec", "-in", private, "-pubout", "-out", public],
+    ):
         subprocess.run([str(c) for c in command], check=True, capture_output=True)

@@ -36,7 +36,9 @@ def check(run: Run, *, api_only: bool, starting: bool) -> None:
         if not api_only:
             problems += _cgroups() + _packet_filter() + _kmsg()
     if problems:
-        raise MeshError(f"{len(problems)} thing{'s' if len(problems) > 1 else ''} missing on this machine; nothing was started\n" + "\n".join(f"  - {p}" for p in problems))
+        raise MeshError(
+            f"{len(problems)} thing{'s' if len(problems) > 1 else ''} missing on this machine; nothing was started\n" + "\n".join(f"  - {p}" for p in problems)
+        )
 
 
 def _programs(cache: Cache, api_only: bool) -> list[str]:
@@ -56,16 +58,21 @@ def _disk(cache: Cache, api_only: bool) -> list[str]:
     wanted = {cache.root: 2 * GIB}
     if build.needs_go(cache, api_only=api_only):
         home = Path.home()
-        for path, size in ((Path(os.environ.get("GOCACHE") or home / ".cache/go-build"), 3 if api_only else 7),
-                           (Path(os.environ.get("GOMODCACHE") or home / "go/pkg/mod"), 2 if api_only else 4)):
+        for path, size in (
+            (Path(os.environ.get("GOCACHE") or home / ".cache/go-build"), 3 if api_only else 7),
+            (Path(os.environ.get("GOMODCACHE") or home / "go/pkg/mod"), 2 if api_only else 4),
+        ):
             wanted[path] = size * GIB
     by_device: dict[int, list] = {}
     for path, size in wanted.items():
         there = next(p for p in (path, *path.parents) if p.exists())
         by_device.setdefault(there.stat().st_dev, []).append((path, size, shutil.disk_usage(there).free))
-    return [f"disk: {sum(s for _p, s, _f in group) / GIB:.0f} GB free wanted for {', '.join(str(p) for p, _s, _f in group)}, there are {group[0][2] / GIB:.1f}: "
-            "free some, or set MESH_CACHE, GOCACHE and GOMODCACHE to another disk"
-            for group in by_device.values() if sum(s for _p, s, _f in group) > group[0][2]]
+    return [
+        f"disk: {sum(s for _p, s, _f in group) / GIB:.0f} GB free wanted for {', '.join(str(p) for p, _s, _f in group)}, there are {group[0][2] / GIB:.1f}: "
+        "free some, or set MESH_CACHE, GOCACHE and GOMODCACHE to another disk"
+        for group in by_device.values()
+        if sum(s for _p, s, _f in group) > group[0][2]
+    ]
 
 
 def _namespaces() -> list[str]:
@@ -79,7 +86,12 @@ def _overlay(cache: Cache) -> list[str]:
         for name in ("lower", "upper", "work", "merged"):
             Path(folder, name).mkdir()
         options = f"lowerdir={folder}/lower,upperdir={folder}/upper,workdir={folder}/work"
-        tried = subprocess.run(["unshare", "--mount", "mount", "-t", "overlay", "overlay", "-o", options, f"{folder}/merged"], text=True, capture_output=True, check=False)
+        tried = subprocess.run(
+            ["unshare", "--mount", "mount", "--no-mtab", "-t", "overlay", "overlay", "-o", options, f"{folder}/merged"],
+            text=True,
+            capture_output=True,
+            check=False,
+        )
     if tried.returncode:
         return [f"overlayfs on {cache.root} ({tried.stderr.strip().splitlines()[0]}): modprobe overlay, or set MESH_CACHE to a folder on ext4 or xfs"]
     return []
@@ -87,7 +99,11 @@ def _overlay(cache: Cache) -> list[str]:
 
 def _paths(run: Run) -> list[str]:
     longest = f"{run.containerd_socket}.ttrpc"
-    return [f"a shorter path: {longest} is longer than the {UNIX_PATH_MAX} characters a socket may have: set MESH_CACHE or a shorter --name"] if len(longest) > UNIX_PATH_MAX else []
+    return (
+        [f"a shorter path: {longest} is longer than the {UNIX_PATH_MAX} characters a socket may have: set MESH_CACHE or a shorter --name"]
+        if len(longest) > UNIX_PATH_MAX
+        else []
+    )
 
 
 def _memory(api_only: bool) -> list[str]:
@@ -118,7 +134,11 @@ def _cgroups() -> list[str]:
 
 def _packet_filter() -> list[str]:
     tried = subprocess.run(["unshare", "--net", "iptables", "-t", "nat", "-A", "PREROUTING", "-j", "ACCEPT"], text=True, capture_output=True, check=False)
-    return [f"iptables with the nat table ({(tried.stderr.strip().splitlines() or ['no reason given'])[0]}): modprobe ip_tables iptable_nat nf_conntrack"] if tried.returncode else []
+    return (
+        [f"iptables with the nat table ({(tried.stderr.strip().splitlines() or ['no reason given'])[0]}): modprobe ip_tables iptable_nat nf_conntrack"]
+        if tried.returncode
+        else []
+    )
 
 
 def _kmsg() -> list[str]:

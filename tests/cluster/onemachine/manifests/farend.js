@@ -18,17 +18,17 @@ function exists(path) {
     }
 }
 
-// The file name (less .crt) of the certificate for the name a client asks for: its own, its zone's ('*.ZONE' lies in '_.ZONE'), or nobody's.
+// The file name (less .crt) of the certificate for the name a client asks for: its own, its zone's ('*.ZONE' lies in '_.ZONE'), or that of nobody.invalid.
 function certificate(r) {
     const name = (r.variables.ssl_server_name || '').toLowerCase(), certs = r.variables.far_dir + '/certs/';
     if (!/^[a-z0-9.-]+$/.test(name)) {
-        return 'nobody';
+        return 'nobody.invalid';
     }
     if (exists(certs + name + '.crt')) {
         return name;
     }
     const zone = '_' + name.slice(name.indexOf('.'));
-    return exists(certs + zone + '.crt') ? zone : 'nobody';
+    return exists(certs + zone + '.crt') ? zone : 'nobody.invalid';
 }
 
 function seen(r) {
