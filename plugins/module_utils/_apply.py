@@ -35,10 +35,9 @@ class Outcome:
 class ApplyError(Exception):
     """A step failed. `left` says in one sentence what is in the cluster now, `done` lists the changes that were made (and perhaps undone)."""
 
-    cause: Exception
+    cause: ClusterError
     left: str
     done: list[str] = field(default_factory=list)
-    result: dict[str, Any] = field(default_factory=dict)
 
 
 def converge(make_plan: Callable[[], Plan], cluster: Cluster, check: bool, waiter: Waiter | None) -> tuple[Plan, Outcome]:
@@ -53,8 +52,7 @@ def converge(make_plan: Callable[[], Plan], cluster: Cluster, check: bool, waite
             outcome.requests = cluster.requests
             return plan, outcome
         except ApplyError as error:
-            conflict = isinstance(error.cause, ClusterError) and error.cause.is_conflict
-            if not conflict or attempt == ATTEMPTS:
+            if not error.cause.is_conflict or attempt == ATTEMPTS:
                 raise
     raise AssertionError("unreachable")
 
@@ -122,7 +120,8 @@ def _roll_back(done: list[tuple[Change, dict[str, Any] | None]], cluster: Cluste
                 before["metadata"]["resourceVersion"] = written["metadata"]["resourceVersion"]
                 cluster.replace(before)
         except ClusterError as error:
-            return f"Undoing the {len(done)} earlier changes stopped at {change.kind} {change.namespace}/{change.name} ({error.message}); run the task again to finish."
+            stopped = f"{change.kind} {change.namespace}/{change.name} ({error.message})"
+            return f"Undoing the {len(done)} earlier changes stopped at {stopped}; run the task again to finish."
     return f"The {len(done)} earlier changes of this task were undone: everything is as it was before."
 
 

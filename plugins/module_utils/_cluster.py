@@ -10,15 +10,20 @@ answers mean; it knows nothing of Istio's semantics and nothing of Ansible.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 FIELD_MANAGER = "istio-egress"
 TRIES = 4
 """How often a request is sent in all when the server says that it is busy (429, 503) or the connection breaks before an answer."""
+
+TIMEOUT = (10, 60)
+"""Seconds to connect, and to wait for the next bytes of an answer."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,9 @@ class Cluster:
 
     def __init__(self, auth: Mapping[str, Any] | None = None) -> None:
         import kubernetes  # imported here: it is the whole cost of a task, and argument errors must not pay it
+        import urllib3
 
-        self._kubernetes = kubernetes
+        self._kubernetes, self._http_error = kubernetes, urllib3.exceptions.HTTPError
         self._auth = dict(auth or {})
         self._configuration = self._load()
         self._client = self._new_client()
@@ -113,7 +119,7 @@ class Cluster:
         try:
             return self.list(kind)
         except ClusterError as error:
-            if error.status == 403:
+            if error.status == 403 and "cannot impersonate" not in error.message:
                 return self.list(kind, namespace)
             raise
 
@@ -219,7 +225,7 @@ class Cluster:
             arguments["namespace"] = namespace
         if name and not method.startswith("create_"):  # the body names a new object, the path does not
             arguments["name"] = name
-        arguments["_preload_content"] = False
+        arguments.update(_preload_content=False, _request_timeout=TIMEOUT)
         if api not in self._apis:
             self._apis[api] = getattr(self._kubernetes.client, api)(self._client)
         call = getattr(self._apis[api], method)
@@ -232,7 +238,7 @@ class Cluster:
                     time.sleep(_retry_after(error.headers, attempt))
                     continue
                 raise self._error(error, said, kind, namespace, name) from error
-            except Exception as error:  # urllib3 and ssl errors; their classes differ between releases of the client
+            except (self._http_error, OSError) as error:
                 raise self._unreachable(error) from error
         raise AssertionError("unreachable")
 
@@ -251,21 +257,23 @@ class Cluster:
         return ClusterError(error.status or 0, reason or "", _one_line(message or error.reason or error), said, kind, namespace, name)
 
     def _unreachable(self, error: Exception) -> ClusterUnreachable:
-        text = _one_line(error)
-        host = self._configuration.host
+        text, host = _one_line(error).rstrip(")'\" "), self._configuration.host
         if "CA cert does not include key usage" in text or "Missing Authority Key Identifier" in text:
             return ClusterUnreachable(
-                f"The certificate of {host} is refused by Python 3.13 and newer: {text.rsplit(': ', 1)[-1].rstrip(')')}\n"
+                f"The certificate of {host} is refused by Python 3.13 and newer: {text.rpartition(': ')[2]}.\n"
                 "Renew the cluster's CA with keyUsage and authority key identifiers, or set validate_certs=false for a cluster that you trust otherwise."
             )
         if "CERTIFICATE_VERIFY_FAILED" in text:
             return ClusterUnreachable(
-                f"The certificate of {host} is not signed by a CA that is trusted here: {text.rsplit('] ', 1)[-1].rstrip(')')}\n"
+                f"The certificate of {host} is not signed by a CA that is trusted here: {text.rpartition('] ')[2]}.\n"
                 "Give its CA in ca_cert (K8S_AUTH_SSL_CA_CERT) or in the kubeconfig."
             )
+        if "NO_CERTIFICATE_OR_CRL_FOUND" in text:
+            return ClusterUnreachable(
+                f"{self._configuration.ssl_ca_cert} holds no certificate in PEM form.\nGive the CA of the cluster in ca_cert (K8S_AUTH_SSL_CA_CERT)."
+            )
         return ClusterUnreachable(
-            f"The API server at {host} does not answer: {text.rsplit(': ', 1)[-1].rstrip(')')}\n"
-            "Check host, kubeconfig and context, and that this machine can reach it; nothing was written."
+            f"The API server at {host} does not answer: {text.rpartition(': ')[2]}.\nCheck host, kubeconfig and context, and that this machine can reach it."
         )
 
     # -- configuration ------------------------------------------------------------------------------------------------------------
@@ -274,7 +282,9 @@ class Cluster:
         """A client configuration, with the precedence of ``kubernetes.core``: complete options, kubeconfig and context, in-cluster, default file."""
         auth, config = self._auth, self._kubernetes.config
         given = self._kubernetes.client.Configuration()
-        complete = auth.get("host") and (auth.get("api_key") or (auth.get("username") and auth.get("password")) or (auth.get("client_cert") and auth.get("client_key")))
+        complete = auth.get("host") and (
+            auth.get("api_key") or (auth.get("username") and auth.get("password")) or (auth.get("client_cert") and auth.get("client_key"))
+        )
         if not complete:
             options = {"context": auth.get("context"), "client_configuration": given, "persist_config": bool(auth.get("persist_config"))}
             kubeconfig = auth.get("kubeconfig")
@@ -288,12 +298,18 @@ class Cluster:
                         config.load_incluster_config(client_configuration=given)
                     except config.ConfigException:
                         config.load_kube_config(**options)
-            except (config.ConfigException, OSError, ValueError, TypeError) as error:
+            except Exception as error:  # of a malformed file the client raises whatever its parser or its look-ups raise
                 if not auth.get("host"):
+                    read = "the kubeconfig given" if isinstance(kubeconfig, Mapping) else kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
                     raise ClusterUnreachable(
-                        f"No way to a cluster was found: {_one_line(error)}\n"
-                        "Set kubeconfig (or KUBECONFIG, K8S_AUTH_KUBECONFIG), or host with api_key (K8S_AUTH_HOST, K8S_AUTH_API_KEY)."
+                        f"No way to a cluster was found in {read}: {_one_line(error)}\n"
+                        "Set kubeconfig (or KUBECONFIG, K8S_AUTH_KUBECONFIG) and context, or host with api_key (K8S_AUTH_HOST, K8S_AUTH_API_KEY)."
                     ) from error
+        for option in ("ca_cert", "client_cert", "client_key"):
+            if auth.get(option) and not Path(auth[option]).is_file():
+                raise ClusterUnreachable(f"There is no file {auth[option]}, which {option} names.\nCorrect the path; it is read where the module runs.")
+        if auth.get("host") and "://" not in auth["host"]:
+            raise ClusterUnreachable(f'host is "{auth["host"]}", without a scheme.\nWrite https://{auth["host"]}.')
         given.discard_unknown_keys = True
         for option, attribute in _PLAIN_OPTIONS.items():
             if auth.get(option) is not None:

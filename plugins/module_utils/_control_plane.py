@@ -40,11 +40,13 @@ def mesh_config_map(cluster: Cluster, istio_namespace: str, revision: str) -> di
     found = cluster.get("ConfigMap", istio_namespace, name)
     if found is None:
         raise ControlPlaneError(
-            f'There is no ConfigMap "{name}" in namespace "{istio_namespace}", where istiod of revision "{revision}" would keep its mesh config.\n{_existing(cluster)}'
+            f'There is no ConfigMap "{name}" in namespace "{istio_namespace}", where istiod of revision "{revision}" would keep its mesh config.\n'
+            f"{_existing(cluster)}"
         )
     if MESH_KEY not in (found.get("data") or {}):
         raise ControlPlaneError(
-            f'ConfigMap {istio_namespace}/{name} has no key "{MESH_KEY}", so it is not a mesh config of Istio.\nCheck istio_namespace and revision; nothing was written.'
+            f'ConfigMap {istio_namespace}/{name} has no key "{MESH_KEY}", so it is not a mesh config of Istio.\n'
+            f"Check istio_namespace and revision; nothing was written."
         )
     return found
 

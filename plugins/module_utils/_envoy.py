@@ -9,7 +9,7 @@ Pure: it reads Envoy's ``config_dump`` as pilot configures it (names seen on Ist
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,8 @@ _OUTBOUND = re.compile(r"^outbound\|(\d+)\|([^|]*)\|(.+)$")
 class Snapshot:
     """What one proxy had at one moment.
 
-    `modes` holds the mode of every place that decides about unknown destinations (the catch-all of the outbound listener, and each HTTP route
-    table); they differ only while a change is on its way. `destinations` holds (host, port) of all that the proxy routes.
+    `modes` holds the mode of every place that decides about unknown destinations (the last filter chain of each outbound listener, and each HTTP
+    route table); they differ only while a change is on its way. `destinations` holds (host, port) of all that the proxy routes.
     """
 
     modes: frozenset[str]
@@ -48,8 +48,8 @@ def read(dump: Mapping[str, Any]) -> Snapshot:
         listener = (config.get("active_state") or {}).get("listener")
         if listener:
             destinations |= set(_listener_destinations(listener))
-            if listener.get("name") == "virtualOutbound":
-                modes |= {_MODE_OF_CLUSTER[c] for c in _tcp_clusters(listener) if c in _MODE_OF_CLUSTER}
+            default = listener.get("default_filter_chain")
+            modes |= {_MODE_OF_CLUSTER[c] for c in _tcp_clusters([default] if default else ()) if c in _MODE_OF_CLUSTER}
         for host in (config.get("route_config") or {}).get("virtual_hosts") or ():
             if host["name"] in _MODE_OF_ROUTES:
                 modes.add(_MODE_OF_ROUTES[host["name"]])
@@ -64,14 +64,18 @@ def _listener_destinations(listener: Mapping[str, Any]) -> Iterator[tuple[str, i
     for chain in listener.get("filter_chains") or ():
         for name in (chain.get("filter_chain_match") or {}).get("server_names") or ():
             yield name, port
-    for cluster in _tcp_clusters(listener):
+    for cluster in _tcp_clusters(_filter_chains(listener)):
         match = _OUTBOUND.match(cluster)
         if match:
             yield match[3], int(match[1])
 
 
-def _tcp_clusters(listener: Mapping[str, Any]) -> Iterator[str]:
-    chains = [*(listener.get("filter_chains") or ()), *([listener["default_filter_chain"]] if listener.get("default_filter_chain") else ())]
+def _filter_chains(listener: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    default = listener.get("default_filter_chain")
+    return [*(listener.get("filter_chains") or ()), *([default] if default else ())]
+
+
+def _tcp_clusters(chains: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for chain in chains:
         for network_filter in chain.get("filters") or ():
             config = network_filter.get("typed_config") or {}

@@ -23,36 +23,39 @@ def check_clashes(wanted: Iterable[Declared], live: Iterable[Mapping[str, Any]],
     """
     others: dict[str, list[Mapping[str, Any]]] = {}
     for obj in live:
-        mine = policy_of(obj) == policy and obj["metadata"]["namespace"] == namespace
-        if not mine and _visible(obj, namespace):
+        if policy_of(obj) != policy or obj["metadata"]["namespace"] != namespace:
             for host in obj["spec"].get("hosts") or []:
                 others.setdefault(host, []).append(obj)
     warnings = []
     for declared in wanted:
         entry = declared.entry
         for obj in others.get(entry.host, ()):
-            name = f"{obj['metadata']['namespace']}/{obj['metadata']['name']}"
+            if not _meet(obj, declared, namespace):
+                continue
+            name, whose = f"ServiceEntry {obj['metadata']['namespace']}/{obj['metadata']['name']}", owner_of(obj)
             theirs = {p["number"]: p.get("protocol") or "TCP" for p in obj["spec"].get("ports") or []}
             for port in entry.ports:
                 there = theirs.get(port.number)
                 if there is None:
                     raise PolicyError(
-                        f"ServiceEntry {name} ({owner_of(obj)}) already declares {entry.host}, without port {port.number}; sidecars would ignore a second declaration.\n"
-                        f"Ask its owner to add port {port.number} ({port.protocol}) there, or to leave {entry.host} to policy \"{policy}\"."
+                        f"{name} ({whose}) already declares {entry.host}, without port {port.number}; sidecars would ignore a second declaration.\n"
+                        f'Ask its owner to add port {port.number} ({port.protocol}) there, or to leave {entry.host} to policy "{policy}".'
                     )
                 if _wire(there) != _wire(port.protocol):
                     raise PolicyError(
-                        f'ServiceEntry {name} ({owner_of(obj)}) already declares {entry.host} on port {port.number} as {there}; policy "{policy}" says {port.protocol}.\n'
-                        f"Remove port {port.number} of {entry.host} from one of the two, or agree on one protocol with the owner of {name}."
+                        f'{name} ({whose}) already declares {entry.host} on port {port.number} as {there}; policy "{policy}" says {port.protocol}.\n'
+                        f"Remove port {port.number} of {entry.host} from one of the two, or agree on one protocol with the other owner."
                     )
-            warnings.append(f"{entry.host} is also declared by ServiceEntry {name} ({owner_of(obj)}); the older one decides, and removing yours does not close it.")
+            warnings.append(f"{entry.host} is also declared by {name} ({whose}); the older one decides, and removing yours does not close it.")
     return warnings
 
 
-def _visible(obj: Mapping[str, Any], namespace: str) -> bool:
-    """Whether sidecars of `namespace` see the object (no exportTo means all, unless the mesh says otherwise)."""
+def _meet(obj: Mapping[str, Any], declared: Declared, namespace: str) -> bool:
+    """Whether some sidecar sees both: in the namespaces that the entry is exported to by name, else in its own."""
+    seen_in = {namespace if name in (".", "*") else name for name in declared.export_to}
     export_to = obj["spec"].get("exportTo") or ["*"]
-    return "*" in export_to or namespace in export_to or ("." in export_to and obj["metadata"]["namespace"] == namespace)
+    theirs = {obj["metadata"]["namespace"] if name == "." else name for name in export_to}
+    return "*" in theirs or bool(seen_in & theirs)
 
 
 def _wire(protocol: str) -> str:

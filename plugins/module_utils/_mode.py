@@ -60,7 +60,7 @@ class Splice:
     @classmethod
     def between(cls, before: str, after: str) -> Splice:
         """The splice that turns `before` into `after`."""
-        start = next((i for i, (a, b) in enumerate(zip(before, after)) if a != b), min(len(before), len(after)))
+        start = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
         most = min(len(before), len(after)) - start
         end = next((i for i in range(most) if before[-1 - i] != after[-1 - i]), most)
         reading = _meshconfig.read_mode(before)
@@ -129,7 +129,9 @@ def _record(config_map: Mapping[str, Any]) -> Splice | None:
 # -- a namespace or a workload ------------------------------------------------------------------------------------------------------
 
 
-def scope_mode(resources: Iterable[Mapping[str, Any]], namespace: str, selector: Mapping[str, str], root_namespace: str, mesh: InForce | None) -> InForce | None:
+def scope_mode(
+    resources: Iterable[Mapping[str, Any]], namespace: str, selector: Mapping[str, str], root_namespace: str, mesh: InForce | None
+) -> InForce | None:
     """The mode for pods of `namespace` that have the labels of `selector`; None when only the mesh knows and `mesh` could not be read."""
     resource = _sidecars.effective(resources, namespace, selector, root_namespace)
     mode = _sidecars.mode_of(resource)
@@ -138,9 +140,7 @@ def scope_mode(resources: Iterable[Mapping[str, Any]], namespace: str, selector:
     return InForce(mode, f"Sidecar {resource['metadata']['namespace']}/{resource['metadata']['name']}")
 
 
-def plan_scope(
-    resources: Iterable[Object], namespace: str, selector: Mapping[str, str], mode: str | None, root_namespace: str, mesh: InForce | None
-) -> Plan:
+def plan_scope(resources: Iterable[Object], namespace: str, selector: Mapping[str, str], mode: str | None, root_namespace: str, mesh: InForce | None) -> Plan:
     """Sets `mode` for a namespace or workload, or (None) takes back what an earlier plan set.
 
     A Sidecar that somebody else owns keeps all but its outboundTrafficPolicy. Where there is none, one is made from the spec of the Sidecar that
@@ -200,7 +200,9 @@ def _patch_policy(live: Object, policy: Mapping[str, Any] | None, annotation: st
         changed["spec"]["outboundTrafficPolicy"] = dict(policy)
         operations.append({"op": "add", "path": "/spec/outboundTrafficPolicy", "value": dict(policy)})
     operations += _annotate(changed, annotation)
-    return Change(live, changed, f"mode {_sidecars.mode_of(live)} → {_sidecars.mode_of(changed) or 'that of the mesh'}, the rest is its owner's", tuple(operations))
+    return Change(
+        live, changed, f"mode {_sidecars.mode_of(live)} → {_sidecars.mode_of(changed) or 'that of the mesh'}, the rest is its owner's", tuple(operations)
+    )
 
 
 def _sidecar(live: Object | None, others: Iterable[Mapping[str, Any]], namespace: str, selector: Mapping[str, str], mode: str, root_namespace: str) -> Object:
@@ -212,7 +214,12 @@ def _sidecar(live: Object | None, others: Iterable[Mapping[str, Any]], namespace
     spec["outboundTrafficPolicy"] = {"mode": mode}
     digest = hashlib.sha256(json.dumps(sorted(selector.items())).encode()).hexdigest()[:8]
     name = live["metadata"]["name"] if live else f"{SIDECAR_NAME}-{digest}" if selector else SIDECAR_NAME
-    return {"apiVersion": NETWORKING, "kind": "Sidecar", "metadata": {"name": name, "namespace": namespace, "labels": {MANAGED_BY_LABEL: MANAGED_BY}}, "spec": spec}
+    return {
+        "apiVersion": NETWORKING,
+        "kind": "Sidecar",
+        "metadata": {"name": name, "namespace": namespace, "labels": {MANAGED_BY_LABEL: MANAGED_BY}},
+        "spec": spec,
+    }
 
 
 def _is_ours(resource: Mapping[str, Any]) -> bool:
@@ -239,11 +246,20 @@ def check_mode_name(mode: str | None, scoped: bool, istiod: tuple[int, int, int]
     if mode != _meshconfig.ALLOW_ANY_DYNAMIC_DNS:
         return
     if scoped:
-        raise ModeError(f"{mode} can only be set for the whole mesh: a Sidecar resource knows ALLOW_ANY and REGISTRY_ONLY.\nLeave out namespace and selector, or choose one of these.")
+        raise ModeError(
+            f"{mode} can only be set for the whole mesh: a Sidecar resource knows ALLOW_ANY and REGISTRY_ONLY.\n"
+            "Leave out namespace and selector, or choose one of these."
+        )
     if istiod is None:
-        raise ModeError(f"{mode} needs Istio 1.31 or newer, and the version of istiod could not be found (no right to list deployments, or an image without a version).\nUse ALLOW_ANY, or let the account list deployments in istio_namespace.")
+        raise ModeError(
+            f"{mode} needs Istio 1.31 or newer, and the version of istiod could not be found (no right to list deployments, or an image without a version).\n"
+            "Use ALLOW_ANY, or let the account list deployments in istio_namespace."
+        )
     if istiod < DYNAMIC_DNS_SINCE:
-        raise ModeError(f"{mode} needs Istio 1.31 or newer; istiod is {'.'.join(map(str, istiod))} and would discard the whole mesh config because of it.\nUse ALLOW_ANY, or upgrade Istio.")
+        raise ModeError(
+            f"{mode} needs Istio 1.31 or newer; istiod is {'.'.join(map(str, istiod))} and would discard the whole mesh config because of it.\n"
+            "Use ALLOW_ANY, or upgrade Istio."
+        )
 
 
 def _annotate(changed: Object, annotation: str | None) -> list[dict[str, Any]]:

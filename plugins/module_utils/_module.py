@@ -78,6 +78,7 @@ class EgressModule(AnsibleModule):
     def __init__(self, options: Mapping[str, Any], **keywords: Any) -> None:
         super().__init__(argument_spec={**AUTH_OPTIONS, **options}, supports_check_mode=True, **keywords)
         self._mask_kubeconfig()
+        self._refuse_empty()
         if yaml is None:
             self.fail_json(msg=missing_required_lib("PyYAML"))
 
@@ -95,12 +96,9 @@ class EgressModule(AnsibleModule):
         try:
             yield
         except ApplyError as error:
-            cause = self._explain(error.cause) if isinstance(error.cause, ClusterError) else str(error.cause)
-            self.fail_json(msg=f"{cause}\n{error.left}" if cause.count("\n") == 0 else f"{cause} {error.left}", steps=error.done, **error.result)
+            self.fail_json(msg=f"{self._explain(error.cause)} {error.left}", steps=error.done)
         except EgressError as error:
             self.fail_json(msg=str(error), **error.result)
-        except ClusterUnreachable as error:
-            self.fail_json(msg=str(error))
         except ClusterError as error:
             self.fail_json(msg=f"{self._explain(error)} Nothing was written.")
 
@@ -136,6 +134,11 @@ class EgressModule(AnsibleModule):
                 f"The API server does not accept the credentials (401, while trying to {error.verb} {error.object}).\n"
                 "Renew the token or certificate, or choose another kubeconfig or context."
             )
+        if error.status == 403 and "cannot impersonate" in error.message:
+            return (
+                f"Not allowed to impersonate (403): {error.message}.\n"
+                "Leave impersonate_user and impersonate_groups out, or give the account the right to impersonate."
+            )
         if error.status == 403 and "is forbidden: User" in error.message:
             user = re.search(r'User "([^"]*)"', error.message)
             return (
@@ -143,12 +146,28 @@ class EgressModule(AnsibleModule):
                 f"Give it the rights of docs/rbac.md, section {name}."
             )
         if error.status == 404 and error.name is None and error.verb == "list":
-            return f"The cluster does not know {error.object.split(' ')[0]}: Istio, or at least its CRDs, is not installed there (404).\nInstall Istio, or choose the kubeconfig and context of the cluster that has it."
+            return (
+                f"The cluster does not know {error.object.split(' ')[0]}: Istio, or at least its CRDs, is not installed there (404).\n"
+                "Install Istio, or choose the kubeconfig and context of the cluster that has it."
+            )
         if error.status == 404 and "namespaces" in error.message:
             return f'Cannot {error.verb} {error.object}: there is no namespace "{error.namespace}" (404).\nCreate the namespace first, or correct the option.'
+        if error.status == 400 and "HTTP request to an HTTPS server" in error.message:
+            return f"Cannot {error.verb} {error.object}: the API server speaks https only (400).\nWrite host with https:// in front."
         if error.is_conflict:
-            return f"Cannot {error.verb} {error.object}: somebody keeps changing it at the same time (409): {error.message}\nFind the other writer, or run the task again."
+            return (
+                f"Cannot {error.verb} {error.object}: somebody keeps changing it at the same time (409): {error.message}\n"
+                "Find the other writer, or run the task again."
+            )
         return f"Cannot {error.verb} {error.object}: {error.message} ({error.status} {error.reason}).\nCorrect what the server refused and run the task again."
+
+    def _refuse_empty(self) -> None:
+        """A namespace that came out empty is a mistake in the playbook, and must not mean the whole mesh."""
+        for name in ("namespace", "istio_namespace", "revision"):
+            if self.params.get(name) == "":
+                self.fail_json(
+                    msg=f"{name} is empty: perhaps a variable of the playbook has no value.\nGive it a value, or leave the option out for its default."
+                )
 
     def _mask_kubeconfig(self) -> None:
         """Keeps secrets of a kubeconfig given as a dictionary out of logs."""

@@ -12,7 +12,7 @@ import copy
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,7 @@ def normal_spec(obj: Mapping[str, Any]) -> Any:
         spec.setdefault("resolution", "NONE")
         spec["hosts"] = sorted(spec.get("hosts") or [])
         spec["addresses"] = sorted(spec.get("addresses") or [])
+        spec["endpoints"] = sorted(spec.get("endpoints") or [], key=lambda e: json.dumps(e, sort_keys=True))
         spec["exportTo"] = sorted(spec.get("exportTo") or ["*"])
         ports = [{**p, "targetPort": p.get("targetPort") or p["number"]} for p in spec.get("ports") or []]
         spec["ports"] = sorted(ports, key=lambda p: p["number"])
@@ -125,7 +126,7 @@ def read_service_entry(obj: Mapping[str, Any]) -> list[Declared]:
     return [
         Declared(
             HostEntry(host, ports, addresses, spec.get("resolution") or "NONE", tuple(sorted(metadata.get(host, {}).items()))),
-            tuple(spec.get("exportTo") or ("*",)),
+            tuple(sorted(spec.get("exportTo") or ("*",))),
         )
         for host in spec.get("hosts") or []
     ]
@@ -137,7 +138,9 @@ def read_metadata(obj: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         value = json.loads((obj["metadata"].get("annotations") or {}).get(HOSTS_ANNOTATION) or "{}")
     except ValueError:
         return {}
-    return value if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        return {}
+    return {host: {k: v for k, v in kept.items() if isinstance(v, str)} for host, kept in value.items() if isinstance(kept, dict)}
 
 
 def service_entries(wanted: Iterable[Declared], live: Iterable[Object], namespace: str, policy: str) -> list[Object]:
@@ -148,6 +151,7 @@ def service_entries(wanted: Iterable[Declared], live: Iterable[Object], namespac
     All objects of a policy have the same labels: istiod merges two entries of one host, as during a move, only then
     (istio/istio pilot/pkg/serviceregistry/serviceentry, ``canMergeServices``).
     """
+    wanted = list(wanted)
     live = [o for o in live if o["metadata"]["namespace"] == namespace]
     mine = {o["metadata"]["name"]: o for o in live if policy_of(o) == policy}
     names = _Names(policy, taken={o["metadata"]["name"] for o in live} - set(mine))
@@ -155,41 +159,54 @@ def service_entries(wanted: Iterable[Declared], live: Iterable[Object], namespac
     result = [_service_entry(names.own(d.entry), namespace, policy, [d], d.export_to) for d in wanted if not d.entry.shares]
     buckets, unplaced = _keep_places(shared, mine)
     for declared in unplaced:
-        name = next((n for n, hosts in buckets.items() if _fits(hosts, declared)), None) or names.shared(declared.entry, buckets, mine)
-        buckets.setdefault(name, []).append(declared)
-    result += [_service_entry(name, namespace, policy, hosts, hosts[0].export_to) for name, hosts in buckets.items()]
+        bucket = next((b for b in buckets.values() if b.takes(declared)), None)
+        if bucket is None:
+            bucket = buckets.setdefault(names.shared(declared.entry, buckets), _Bucket(declared.shape, declared.export_to, []))
+        bucket.hosts.append(declared)
+    result += [_service_entry(name, namespace, policy, b.hosts, b.export_to) for name, b in buckets.items() if b.hosts]
     return sorted(result, key=lambda o: o["metadata"]["name"])
 
 
-def _keep_places(shared: list[Declared], mine: Mapping[str, Object]) -> tuple[dict[str, list[Declared]], list[Declared]]:
-    """(object name → hosts that stay in it, hosts that need a place). An object whose hosts all change their exportTo keeps them."""
+@dataclass
+class _Bucket:
+    """A ServiceEntry that hosts of one shape share. `leaving` counts those that it holds until they are in their new place."""
+
+    shape: tuple[Any, ...]
+    export_to: tuple[str, ...]
+    hosts: list[Declared]
+    leaving: int = 0
+
+    def takes(self, declared: Declared) -> bool:
+        return len(self.hosts) + self.leaving < MAX_HOSTS and (self.shape, self.export_to) == (declared.shape, declared.export_to)
+
+
+def _keep_places(shared: list[Declared], mine: Mapping[str, Object]) -> tuple[dict[str, _Bucket], list[Declared]]:
+    """(object name → what it is for and the hosts that stay in it, hosts that need a place).
+
+    An object whose hosts all change their exportTo keeps them.
+    """
     place: dict[str, str] = {}
-    shapes: dict[str, tuple[Any, ...]] = {}
-    exports: dict[str, tuple[str, ...]] = {}
+    buckets: dict[str, _Bucket] = {}
     for name, obj in sorted(mine.items()):
         for declared in read_service_entry(obj):
             if declared.entry.shares:
                 place.setdefault(declared.entry.host, name)
-                shapes[name], exports[name] = declared.shape, declared.export_to
+                buckets.setdefault(name, _Bucket(declared.shape, declared.export_to, []))
     stay: dict[str, list[Declared]] = defaultdict(list)
     unplaced: list[Declared] = []
     for declared in shared:
         name = place.get(declared.entry.host)
-        if name and shapes[name] == declared.shape:
-            stay[name].append(declared)
-        else:
-            unplaced.append(declared)
-    buckets: dict[str, list[Declared]] = {}
+        (stay[name] if name and buckets[name].shape == declared.shape else unplaced).append(declared)
     for name, hosts in stay.items():
         votes = Counter(h.export_to for h in hosts)
-        export_to = exports[name] if votes[exports[name]] else votes.most_common(1)[0][0]
-        buckets[name] = [h for h in hosts if h.export_to == export_to]
-        unplaced += [h for h in hosts if h.export_to != export_to]
+        if not votes[buckets[name].export_to]:
+            buckets[name].export_to = votes.most_common(1)[0][0]
+        buckets[name].hosts = [h for h in hosts if h.export_to == buckets[name].export_to]
+        unplaced += [h for h in hosts if h.export_to != buckets[name].export_to]
+    for declared in unplaced:
+        if declared.entry.host in place:
+            buckets[place[declared.entry.host]].leaving += 1
     return buckets, unplaced
-
-
-def _fits(hosts: list[Declared], declared: Declared) -> bool:
-    return len(hosts) < MAX_HOSTS and hosts[0].shape == declared.shape and hosts[0].export_to == declared.export_to
 
 
 class _Names:
@@ -199,23 +216,21 @@ class _Names:
         self._policy, self._taken = policy, taken
 
     def own(self, entry: HostEntry) -> str:
-        return self._free(f"egress-{self._policy}-{entry.host.replace('*', 'wildcard')}", separator="-")
-
-    def shared(self, entry: HostEntry, buckets: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
-        ports = "-".join(port.name for port in entry.ports)
-        kind = "" if entry.resolution == "DNS" else "-" + entry.resolution.lower().replace("_", "-")
-        used = self._taken | set(buckets) | set(mine)
-        base, number = _short(f"egress-{self._policy}-{ports}{kind}", 200), 1
-        while f"{base}-{number}" in used:
-            number += 1
-        return f"{base}-{number}"
-
-    def _free(self, base: str, separator: str) -> str:
-        name, number = _short(base, 240), 1
+        host = f"{entry.host[2:]}-wildcard" if entry.is_wildcard else entry.host  # no host ends like this: a top-level domain has no hyphen
+        base, number = _short(f"egress-{self._policy}-{host}", 240), 1
+        name = base
         while name in self._taken:
             number += 1
-            name = f"{_short(base, 240)}{separator}{number}"
+            name = f"{base}-{number}"
         return name
+
+    def shared(self, entry: HostEntry, used: Container[str]) -> str:
+        ports = "-".join(port.name for port in entry.ports)
+        kind = "" if entry.resolution == "DNS" else "-" + entry.resolution.lower().replace("_", "-")
+        base, number = _short(f"egress-{self._policy}-{ports}{kind}", 200), 1
+        while f"{base}-{number}" in used or f"{base}-{number}" in self._taken:
+            number += 1
+        return f"{base}-{number}"
 
 
 def _short(name: str, length: int) -> str:

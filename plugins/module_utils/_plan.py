@@ -9,6 +9,7 @@ Pure: a plan is a value that can be shown, counted and refused before anything i
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._objects impo
     service_entries,
     updated,
 )
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import MAX_HOSTS, HostEntry
+from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HostEntry
 
 _SIGN = {"create": "+", "update": "~", "delete": "-"}
 
@@ -75,6 +76,7 @@ class Wait:
 
     They must have `present` and no longer `absent`, sets of (host, port number, protocol), or the `mode`. `revision` is the one whose mesh config
     sets the mode, `sidecar` the Sidecar resource (namespace/name) that does; proxies that another one decides for do not follow.
+    `declared_in` is the namespace of the objects that declare `present`.
     """
 
     namespaces: tuple[str, ...]
@@ -84,6 +86,7 @@ class Wait:
     selector: tuple[tuple[str, str], ...] = ()
     revision: str | None = None
     sidecar: str | None = None
+    declared_in: str = ""
 
     def __str__(self) -> str:
         whose = "sidecars of " + ", ".join(self.namespaces) if self.namespaces else "all sidecars"
@@ -123,7 +126,8 @@ class Plan:
 def plan_hosts(wanted: Iterable[Declared], live: Iterable[Object], namespace: str, policy: str) -> Plan:
     """Steps from the live ServiceEntries to those of the wanted hosts; objects of other policies and owners are not touched.
 
-    A host that moves between two objects is in the new one before it leaves the old one, so that there is no moment without it.
+    A host that moves between two objects is in the new one before it leaves the old one. istiod sees the writes in that order, so that there is
+    no moment without the host (tests/mesh/test_no_lost_request.py).
     """
     visible = list(live)
     live = [o for o in visible if o["metadata"]["namespace"] == namespace]
@@ -141,8 +145,7 @@ def plan_hosts(wanted: Iterable[Declared], live: Iterable[Object], namespace: st
         if same_object(old, target):
             continue
         leaving = [h for h in old["spec"].get("hosts") or [] if h in after and h not in target["spec"]["hosts"]]
-        joined = len(target["spec"]["hosts"]) + len(leaving)
-        if leaving and set(target["spec"]["hosts"]) - set(old["spec"].get("hosts") or []) and joined <= MAX_HOSTS:
+        if leaving and set(target["spec"]["hosts"]) - set(old["spec"].get("hosts") or []):
             both = copy.deepcopy(target)
             both["spec"]["hosts"] = sorted({*target["spec"]["hosts"], *leaving})
             first.append(Change(old, updated(old, both), _hosts_note(old, both)))
@@ -152,32 +155,44 @@ def plan_hosts(wanted: Iterable[Declared], live: Iterable[Object], namespace: st
     gone = [Change(old, None, _hosts_note(old, None)) for name, old in mine.items() if name not in targets]
     then += gone
 
-    was, will = _destinations(mine.values()), _destinations(targets.values())
-    scope = _seen_by([*mine.values(), *targets.values()], namespace)
-    steps: list[Change | Wait] = list(first)
-    if first and then and will - was:
-        steps.append(Wait(scope, present=will - was))
-    steps += then
-    # A host that others declare too keeps its cluster: only the end of its last declaration can be waited for.
-    kept = {d[:2] for d in will} | {d[:2] for d in _destinations(o for o in visible if o["metadata"]["namespace"] != namespace or policy_of(o) != policy)}
-    absent = frozenset(d for d in was - will if d[:2] not in kept)
-    if will or absent:  # also when nothing is written: an earlier task may have given up before its proxies followed
-        steps.append(Wait(scope, present=will, absent=absent))
-    return Plan(tuple(steps))
+    elsewhere = frozenset(d[:2] for o in visible if o["metadata"]["namespace"] != namespace or policy_of(o) != policy for d in _destinations(o))
+    return Plan((*first, *then, *_waits(mine.values(), targets.values(), namespace, elsewhere)))
+
+
+def _waits(before: Iterable[Object], after: Iterable[Object], namespace: str, elsewhere: Container[tuple[str, int]]) -> list[Wait]:
+    """One wait for each set of namespaces that sees the same hosts; also when nothing is written, for an earlier task may have given up.
+
+    The end of a host that stays declared, here or by others (`elsewhere`), is not waited for: sidecars keep what the other declaration says.
+    """
+    after = list(after)
+    kept = {d[:2] for o in after for d in _destinations(o)}
+    present: dict[tuple[str, ...], set[tuple[str, int, str]]] = defaultdict(set)
+    absent: dict[tuple[str, ...], set[tuple[str, int, str]]] = defaultdict(set)
+    for obj in after:
+        present[_seen_by(obj, namespace)] |= _destinations(obj)
+    for obj in before:
+        gone = {d for d in _destinations(obj) if d[:2] not in kept and d[:2] not in elsewhere}
+        if gone:
+            absent[_seen_by(obj, namespace)] |= gone
+    return [Wait(scope, frozenset(present[scope]), frozenset(absent[scope]), declared_in=namespace) for scope in sorted({*present, *absent})]
 
 
 def wanted_hosts(
     listed: Iterable[HostEntry], removed: Container[str], purge: bool, export_to: tuple[str, ...], live: Iterable[Object], namespace: str, policy: str
 ) -> list[Declared]:
     """What the policy shall declare: the listed hosts, and (unless `purge`) those it declares already and that are not to be removed."""
+    export_to = tuple(sorted(export_to))
     wanted = {} if purge else {d.entry.host: d for d in _declared(live, namespace, policy) if d.entry.host not in removed}
     wanted.update({entry.host: Declared(entry, export_to) for entry in listed})
     return [wanted[host] for host in sorted(wanted)]
 
 
-def describe_hosts(wanted: Iterable[Declared], live: Iterable[Object], namespace: str, policy: str, chosen: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+def describe_hosts(
+    wanted: Iterable[Declared], live: Iterable[Object], namespace: str, policy: str, chosen: Mapping[str, tuple[str, ...]]
+) -> list[dict[str, Any]]:
     """The wanted hosts as a module returns them, each with the object that holds it and what was `chosen` for it by this task."""
-    place = {host: o["metadata"]["name"] for o in service_entries(list(wanted), live, namespace, policy) for host in o["spec"]["hosts"]}
+    wanted = list(wanted)
+    place = {host: o["metadata"]["name"] for o in service_entries(wanted, live, namespace, policy) for host in o["spec"]["hosts"]}
     return [
         {
             "host": d.entry.host,
@@ -197,19 +212,14 @@ def _declared(live: Iterable[Object], namespace: str, policy: str) -> list[Decla
     return [d for o in live if o["metadata"]["namespace"] == namespace and policy_of(o) == policy for d in read_service_entry(o)]
 
 
-def _destinations(objects: Iterable[Mapping[str, Any]]) -> frozenset[tuple[str, int, str]]:
-    return frozenset((host, p["number"], p.get("protocol") or "TCP") for o in objects for host in o["spec"].get("hosts") or [] for p in o["spec"].get("ports") or [])
+def _destinations(obj: Mapping[str, Any]) -> set[tuple[str, int, str]]:
+    return {(host, p["number"], p.get("protocol") or "TCP") for host in obj["spec"].get("hosts") or [] for p in obj["spec"].get("ports") or []}
 
 
-def _seen_by(objects: Iterable[Mapping[str, Any]], namespace: str) -> tuple[str, ...]:
-    """The namespaces whose sidecars see the objects; empty for all."""
-    names: set[str] = set()
-    for obj in objects:
-        for name in obj["spec"].get("exportTo") or ["*"]:
-            if name == "*":
-                return ()
-            names.add(namespace if name == "." else name)
-    return tuple(sorted(names))
+def _seen_by(obj: Mapping[str, Any], namespace: str) -> tuple[str, ...]:
+    """The namespaces whose sidecars see the object; empty for all."""
+    names = obj["spec"].get("exportTo") or ["*"]
+    return () if "*" in names else tuple(sorted({namespace if name == "." else name for name in names}))
 
 
 def _hosts_note(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:

@@ -38,8 +38,8 @@ METADATA = ("owner", "ticket", "reason", "expires")
 IP_DOMAIN = "ip.istio-egress.meshops.io"
 """A ServiceEntry must have a host name, even for addresses alone. Entries that are an IP or CIDR get one below this domain, which is in no DNS."""
 
-_LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
-_NAME = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
 
 class PolicyError(EgressError):
@@ -118,21 +118,27 @@ def parse_names(entries: Iterable[Any]) -> tuple[str, ...]:
 
 def policy_name(name: str) -> str:
     """`name` if it can be a label value and part of object names. Raises PolicyError."""
-    if len(name) > 40 or not _NAME.match(name):
-        raise PolicyError(f'"{name}" cannot be the name of a policy.\nUse lower-case letters, digits and "-", 40 characters at most: it becomes a label and part of object names.')
+    if len(name) > 40 or not _NAME.fullmatch(name):
+        raise PolicyError(
+            f'"{_one_line(name)}" cannot be the name of a policy.\n'
+            'Use lower-case letters, digits and "-", 40 characters at most: it becomes a label and part of object names.'
+        )
     return name
 
 
 def export_to(namespaces: Iterable[str]) -> tuple[str, ...]:
-    """The `exportTo` list of objects: ``.`` (this namespace), ``*`` (all) or namespace names. Raises PolicyError where istiod would refuse."""
-    wanted = tuple(dict.fromkeys(namespaces))
+    """The `exportTo` list of objects, sorted: ``.`` (this namespace), ``*`` (all) or namespace names. Raises PolicyError where istiod would refuse."""
+    wanted = tuple(sorted(set(namespaces)))
     if not wanted:
         raise PolicyError('export_to is empty.\nUse "." for the namespace itself, "*" for all, or names of namespaces.')
     if "*" in wanted and len(wanted) > 1:
         raise PolicyError('export_to has "*" (all namespaces) beside others, which istiod refuses.\nUse "*" alone, or leave it out.')
     for name in wanted:
-        if name not in (".", "*") and not _LABEL.match(name):
-            raise PolicyError(f'export_to has "{name}", which is not the name of a namespace.\nUse "." for the namespace itself, "*" for all, or names of namespaces.')
+        if name not in (".", "*") and not _LABEL.fullmatch(name):
+            raise PolicyError(
+                f'export_to has "{_one_line(name)}", which is not the name of a namespace.\n'
+                'Use "." for the namespace itself, "*" for all, or names of namespaces.'
+            )
     return wanted
 
 
@@ -151,8 +157,10 @@ _ENTRY_KEYS = frozenset({"host", "ports", "addresses", "resolution", "capture_po
 def _as_mapping(item: Any) -> Mapping[str, Any]:
     """A host entry in its long form. ``host:80,443`` is the short form of a host with ports; IPv6 addresses have more than one colon."""
     if isinstance(item, str):
-        host, _sep, ports = item.partition(":") if item.count(":") == 1 and "//" not in item else (item, "", "")
-        item = {"host": host, "ports": ports.split(",") if ports else None}
+        host, short, ports = item.partition(":") if item.count(":") == 1 and "//" not in item else (item, "", "")
+        if short and not ports:
+            raise PolicyError(f'"{item}" ends where a port should follow.\nWrite {host}:443, or {host} alone.')
+        item = {"host": host, "ports": ports or None}
     if not isinstance(item, Mapping) or not item.get("host"):
         raise PolicyError(f"A host entry must be a host or a dictionary with the key host, not {item!r}.\nExample: {{host: www.google.com, ports: [443]}}.")
     unknown = sorted(set(item) - _ENTRY_KEYS)
@@ -162,32 +170,54 @@ def _as_mapping(item: Any) -> Mapping[str, Any]:
 
 
 def _given_host(item: Mapping[str, Any]) -> str:
-    return str(item["host"]).strip()
+    return _one_line(item["host"])
+
+
+def _one_line(value: Any) -> str:
+    return " ".join(str(value).split())
 
 
 def _parse(item: Any) -> HostEntry:
     item = _as_mapping(item)
     given = _given_host(item)
     network = _network(given)
-    addresses = tuple(_address(given, a) for a in item.get("addresses") or ()) or ((_address(given, given),) if network else ())
+    addresses = tuple(dict.fromkeys(_address(given, a) for a in _items(given, "addresses", item.get("addresses"))))
+    if network and addresses:
+        raise PolicyError(f"{given} is an address itself and has addresses beside it.\nList it among the addresses of a name of your own, or make two entries.")
+    addresses = addresses or ((_address(given, given),) if network else ())
     host = _ip_host(network) if network else _host(given)
     chosen: list[str] = [f"named {host}, since a ServiceEntry needs a host name"] if network else []
     by_name = not network  # neither Host header nor SNI carries a CIDR, so ports of one default to TCP
-    ports = tuple(sorted({_port(given, p, by_name, chosen) for p in item.get("ports") or [DEFAULT_PORT]}))
+    ports = tuple(sorted({_port(given, p, by_name, chosen) for p in _items(given, "ports", item.get("ports")) or [DEFAULT_PORT]}))
+    if len(ports) > MAX_HOSTS:
+        raise PolicyError(f"{given} has {len(ports)} ports.\nA ServiceEntry takes {MAX_HOSTS}: declare fewer.")
     numbers = [p.number for p in ports]
     for number in numbers:
         if numbers.count(number) > 1:
             both = " and ".join(p.protocol for p in ports if p.number == number)
             raise PolicyError(f"{given} has port {number} twice, as {both}.\nKeep one of them: a port has one protocol.")
     if len(addresses) > MAX_HOSTS:
-        raise PolicyError(f"{given} has {len(addresses)} addresses; a ServiceEntry takes {MAX_HOSTS}.\nJoin them into larger CIDRs, or split the entry into two names.")
+        raise PolicyError(
+            f"{given} has {len(addresses)} addresses; a ServiceEntry takes {MAX_HOSTS}.\nJoin them into larger CIDRs, or split the entry into two names."
+        )
     entry = HostEntry(host, ports, addresses, "", _metadata(given, item))
     resolution = _resolution(given, entry, str(item.get("resolution") or "auto"), _truth(given, item.get("capture_port")), chosen)
     return replace(entry, resolution=resolution, chosen=tuple(chosen))
 
 
+def _items(given: str, key: str, value: Any) -> list[Any]:
+    """A list from what a user or a survey gives: a list, one item, or a text with items between commas or white space."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return value.replace(",", " ").split()
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def _host(given: str) -> str:
-    host = given.lower().rstrip(".")
+    host = given.lower().removesuffix(".")
+    if re.fullmatch(r"[0-9a-f.:]+(/\d*|%\w+)", host):
+        raise PolicyError(f'"{given}" is neither an IP nor a CIDR.\nWrite an IP such as 192.0.2.10 or a CIDR such as 192.0.2.0/24.')
     if "://" in given or "/" in given:
         name = re.sub(r"^[a-z]+://", "", given).split("/")[0]
         raise PolicyError(f'"{given}" is a URL or a path, not a host.\nWrite {{host: {name}, ports: [...]}}: rules of a mesh see hosts and ports, not paths.')
@@ -195,8 +225,10 @@ def _host(given: str) -> str:
         raise PolicyError('"*" would allow every host.\nUse istio_outbound_mode with mode ALLOW_ANY for that, or name domains: "*.example.com".')
     labels = host.removeprefix("*.").split(".")
     if "*" in "".join(labels):
-        raise PolicyError(f'"{given}": a wildcard can only be the whole first label.\nWrite "*.{".".join(labels[-2:]).replace("*", "").lstrip(".")}", or name the hosts.')
-    bad = next((label for label in labels if not _LABEL.match(label)), None)
+        raise PolicyError(
+            f'"{given}": a wildcard can only be the whole first label.\nWrite "*.{".".join(labels[-2:]).replace("*", "").lstrip(".")}", or name the hosts.'
+        )
+    bad = next((label for label in labels if not _LABEL.fullmatch(label)), None)
     if bad is not None or len(host) > 253 or labels[-1].isdigit():
         detail = f'"{bad}" is not a DNS label' if bad is not None else "it is too long" if len(host) > 253 else "it ends in a number"
         raise PolicyError(f'"{given}" is not a host name: {detail}.\nUse letters, digits and "-" between dots, such as api.example.com, or an IP or CIDR.')
@@ -211,22 +243,34 @@ def _port(host: str, given: Any, by_name: bool, chosen: list[str]) -> Port:
     number, protocol = given, None
     if isinstance(given, Mapping):
         number, protocol = given.get("number"), given.get("protocol")
+        unknown = sorted(set(map(str, given)) - {"number", "protocol"})
+        if unknown:
+            raise PolicyError(f'{host}: a port has no key "{unknown[0]}".\nWrite {{number: 5432, protocol: TCP}}.')
     elif isinstance(given, str) and "/" in given:
         protocol, _sep, number = given.partition("/")
-    try:
+    if isinstance(number, str) and number.strip().isascii() and number.strip().isdigit():
         number = int(number)
-    except (TypeError, ValueError):
+    if isinstance(number, bool) or not isinstance(number, int):
         number = 0
     if not 1 <= number <= 65535:
-        raise PolicyError(f"{host}: {given!r} is not a port.\nWrite a number from 1 to 65535 (80 is HTTP, 443 TLS), tcp/5432, or {{number: 5432, protocol: TCP}}.")
+        raise PolicyError(
+            f"{host}: {given!r} is not a port.\nWrite a number from 1 to 65535 (80 is HTTP, 443 TLS), tcp/5432, or {{number: 5432, protocol: TCP}}."
+        )
     if not protocol:
-        protocol = PROTOCOL_BY_PORT.get(number) if by_name else "TCP"
+        protocol = (PROTOCOL_BY_PORT.get(number) or "") if by_name else "TCP"
         if not protocol:
-            raise PolicyError(f"{host}: port {number} needs a protocol, only 80 (HTTP) and 443 (TLS) have one by themselves.\nWrite tls/{number}, http/{number} or tcp/{number}.")
+            raise PolicyError(
+                f"{host}: port {number} needs a protocol, only 80 (HTTP) and 443 (TLS) have one by themselves.\n"
+                f"Write tls/{number}, http/{number} or tcp/{number}."
+            )
         chosen.append(f"port {number} is {protocol}")
     protocol = str(protocol).upper()
     if protocol == "UDP":
-        raise PolicyError(f"{host}: UDP port {number} cannot be controlled by Istio, sidecars see TCP only.\nUse a NetworkPolicy for UDP, and leave this port out.")
+        raise PolicyError(
+            f"{host}: UDP port {number} cannot be controlled by Istio, sidecars see TCP only.\nUse a NetworkPolicy for UDP, and leave this port out."
+        )
+    if protocol in TLS_PROTOCOLS and not by_name:
+        raise PolicyError(f"{host}: {protocol} on port {number} is told apart by the name in the TLS handshake, and an address has none.\nWrite tcp/{number}.")
     if protocol not in PROTOCOLS:
         raise PolicyError(f'{host}: port {number} has the protocol "{protocol}", which Istio does not know.\nUse one of {", ".join(PROTOCOLS)}.')
     return Port(number, protocol)
@@ -244,22 +288,34 @@ def _resolution(given: str, entry: HostEntry, wanted: str, capture_port: bool, c
         resolution = RESOLUTIONS[wanted]
     if resolution in ("DNS", "DNS_ROUND_ROBIN"):
         if entry.is_wildcard:
-            raise PolicyError(f"{given}: a wildcard cannot be looked up in DNS.\nUse resolution none (any address, told apart by name), or dynamic_dns on Istio 1.30 and newer.")
+            raise PolicyError(
+                f"{given}: a wildcard cannot be looked up in DNS.\n"
+                "Use resolution none (any address, told apart by name), or dynamic_dns on Istio 1.30 and newer."
+            )
         if ranges:
-            raise PolicyError(f"{given}: {ranges[0]} is a range, which Istio accepts only with resolution none or static.\nLeave resolution out, or give single addresses.")
+            raise PolicyError(
+                f"{given}: {ranges[0]} is a range, which Istio accepts only with resolution none or static.\nLeave resolution out, or give single addresses."
+            )
     if resolution == "STATIC":
         if not entry.addresses or ranges:
-            raise PolicyError(f"{given}: resolution static needs single IP addresses in addresses.\nAdd them, or use resolution {'none for ranges' if ranges else 'dns'}.")
+            raise PolicyError(
+                f"{given}: resolution static needs single IP addresses in addresses.\nAdd them, or use resolution {'none for ranges' if ranges else 'dns'}."
+            )
     if resolution == "DYNAMIC_DNS":
         if not entry.is_wildcard or entry.addresses:
             raise PolicyError(f"{given}: resolution dynamic_dns is for wildcards without addresses.\nUse dns for an exact host.")
         refused = [p for p in entry.ports if p.protocol not in HTTP_PROTOCOLS | {"TLS"}]
         if refused:
-            raise PolicyError(f"{given}: resolution dynamic_dns takes HTTP, HTTP2, GRPC and TLS, not {refused[0].protocol}.\nWrite tls/{refused[0].number} where the far end speaks TLS.")
+            raise PolicyError(
+                f"{given}: resolution dynamic_dns takes HTTP, HTTP2, GRPC and TLS, not {refused[0].protocol}.\n"
+                f"Write tls/{refused[0].number} where the far end speaks TLS."
+            )
     opaque = next((p for p in entry.ports if p.is_opaque), None)
     if opaque and not entry.addresses and not capture_port:
         raise PolicyError(
-            f"{given}: {opaque.protocol} port {opaque.number} without addresses would capture every connection to port {opaque.number}, whatever its destination.\n"
+            f"{given}: {opaque.protocol} port {opaque.number} without addresses would capture every connection to port {opaque.number}, "
+            "whatever its destination.\n"
+            f""
             "Give the addresses (IPs or CIDRs) of the far end, or set capture_port: true if that is what you want."
         )
     return resolution
@@ -287,7 +343,7 @@ def _choose(entry: HostEntry, has_ranges: bool) -> tuple[str, str]:
 
 
 def _metadata(given: str, item: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    values = {key: str(item[key]).strip() for key in METADATA if item.get(key) not in (None, "")}
+    values = {key: _one_line(item[key]) for key in METADATA if item.get(key) not in (None, "")}
     if "expires" in values:
         try:
             values["expires"] = date.fromisoformat(values["expires"]).isoformat()
@@ -301,16 +357,26 @@ def _merge(first: HostEntry, second: HostEntry) -> HostEntry:
     protocols = {p.number: p.protocol for p in first.ports}
     for port in second.ports:
         if protocols.get(port.number, port.protocol) != port.protocol:
-            raise PolicyError(f"{first.host} is listed twice, with port {port.number} as {protocols[port.number]} and as {port.protocol}.\nKeep one of the two.")
+            raise PolicyError(
+                f"{first.host} is listed twice, with port {port.number} as {protocols[port.number]} and as {port.protocol}.\nKeep one of the two."
+            )
     if first.resolution != second.resolution or first.addresses != second.addresses:
         raise PolicyError(f"{first.host} is listed twice, with different addresses or resolutions.\nWrite one entry with all of its ports and addresses.")
-    return replace(first, ports=tuple(sorted({*first.ports, *second.ports})), metadata=tuple(sorted({**dict(first.metadata), **dict(second.metadata)}.items())))
+    chosen = tuple(dict.fromkeys((*first.chosen, *second.chosen)))
+    return replace(
+        first,
+        chosen=chosen,
+        ports=tuple(sorted({*first.ports, *second.ports})),
+        metadata=tuple(sorted({**dict(first.metadata), **dict(second.metadata)}.items())),
+    )
 
 
 # -- addresses ----------------------------------------------------------------------------------------------------------------------
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    if "%" in text:  # an interface of this machine means nothing to a proxy
+        return None
     try:
         return ipaddress.ip_network(text, strict=False)
     except ValueError:
@@ -325,12 +391,13 @@ def _plain(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
 def _address(host: str, given: Any) -> str:
     network = _network(str(given).strip())
     if network is None:
-        raise PolicyError(f'{host}: the address "{given}" is neither an IP nor a CIDR.\nWrite 192.0.2.10 or 192.0.2.0/24.')
+        raise PolicyError(f'{host}: the address "{given}" is neither an IP nor a CIDR.\nWrite an IP such as 192.0.2.10 or a CIDR such as 192.0.2.0/24.')
     if network.prefixlen == 0:
         raise PolicyError(f"{host}: {given} is every address there is.\nUse istio_outbound_mode with mode ALLOW_ANY for that, or name the ranges.")
     return _plain(network)
 
 
 def _ip_host(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
-    text = _plain(network).replace("::", "-0-") if network.version == 6 else _plain(network)
-    return f"{re.sub(r'[^0-9a-f]+', '-', text).strip('-')}.{IP_DOMAIN}"
+    """A name that no other address has: ``203-0-113-0-slash-24``, IPv6 with all of its digits."""
+    length = "" if network.prefixlen == network.max_prefixlen else f"-slash-{network.prefixlen}"
+    return f"{re.sub('[.:]', '-', network.network_address.exploded)}{length}.{IP_DOMAIN}"

@@ -120,7 +120,9 @@ class Watcher:
             if time.monotonic() - start > self._timeout:
                 proxy, count = next(iter(draining.items()))
                 raise FollowError(
-                    f"{len(draining)} sidecars still drain connections of their former configuration after {self._timeout:.0f} s ({proxy}: {count} listeners or filter chains).\n"
+                    f"{len(draining)} sidecars still drain connections of their former configuration after {self._timeout:.0f} s "
+                    f"({proxy}: {count} listeners or filter chains).\n"
+                    f""
                     "The mode itself is in force for new connections. Raise wait_timeout above the mesh's drain time.",
                     {"proxies": self.proxies, "verified": self.verified},
                 )
@@ -139,7 +141,7 @@ class Watcher:
         while waiting:
             seen = self._read_all(waiting)
             if seen is None:
-                self._report(proxies, {p: "not looked at: no right to create pods/exec" for p in proxies}, 0, verified=False)
+                self._report(proxies, dict.fromkeys(proxies, "not looked at: no right to create pods/exec"), 0, verified=False)
                 return 0.0
             late = {}
             for proxy, snapshot in seen.items():
@@ -190,15 +192,13 @@ class Watcher:
             self._proxies[namespaces] = sidecars(pods)
         return self._proxies[namespaces]
 
-    def sidecar_resources(self) -> list[dict[str, Any]]:
-        """Every Sidecar resource that may be read; one list per task."""
+    def sidecar_resources(self, namespaces: tuple[str, ...]) -> list[dict[str, Any]]:
+        """The Sidecar resources of the cluster, or, where only those may be read, of the namespaces; one list per task."""
         if self._sidecar_resources is None:
-            try:
+            if len(namespaces) == 1:
+                self._sidecar_resources = self._cluster.list_visible("Sidecar", namespaces[0])
+            else:
                 self._sidecar_resources = self._cluster.list("Sidecar")
-            except ClusterError as error:
-                if error.status != 403:
-                    raise
-                self._sidecar_resources = []
         return self._sidecar_resources
 
     # -- inside ---------------------------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class Watcher:
 
     def _overridden(self, proxy: Proxy, wait: Wait) -> str:
         """Why a sidecar does not take its mode from what `wait` waits for; empty when it does."""
-        resource = _sidecars.effective(self.sidecar_resources(), proxy.namespace, proxy.labels, self._istio_namespace)
+        resource = _sidecars.effective(self.sidecar_resources(wait.namespaces), proxy.namespace, proxy.labels, self._istio_namespace)
         name = f"{resource['metadata']['namespace']}/{resource['metadata']['name']}" if resource else ""
         mode = _sidecars.mode_of(resource)
         if name and name != wait.sidecar and mode != wait.mode and (mode or wait.sidecar):
@@ -221,10 +221,10 @@ class Watcher:
         return ""
 
     def _imported(self, proxy: Proxy, wait: Wait) -> set[tuple[str, int]]:
-        resource = _sidecars.effective(self.sidecar_resources(), proxy.namespace, proxy.labels, self._istio_namespace)
+        resource = _sidecars.effective(self.sidecar_resources(wait.namespaces), proxy.namespace, proxy.labels, self._istio_namespace)
         if resource is None:
             return {d[:2] for d in wait.present}
-        imported = {d[:2] for d in wait.present if _sidecars.imports(resource, proxy.namespace, d[0])}
+        imported = {d[:2] for d in wait.present if _sidecars.imports(resource, proxy.namespace, d[0], wait.declared_in)}
         hidden = sorted({d[0] for d in wait.present if d[:2] not in imported})
         if hidden:
             name = f"{resource['metadata']['namespace']}/{resource['metadata']['name']}"
@@ -246,11 +246,12 @@ class Watcher:
 
         try:
             with ThreadPoolExecutor(max_workers=min(PARALLEL, len(proxies))) as pool:
-                return dict(zip(proxies, pool.map(one, proxies)))
+                return dict(zip(proxies, pool.map(one, proxies), strict=True))
         except ClusterError as error:
             if "create pods/exec" not in " ".join(self.warnings):
                 self.warnings.append(
-                    f'The sidecars could not be looked at, since the account may not create pods/exec in namespace "{error.namespace}"; whether they follow is not known.'
+                    f'The sidecars could not be looked at, since the account may not create pods/exec in namespace "{error.namespace}"; '
+                    "whether they follow is not known."
                 )
             return None
 

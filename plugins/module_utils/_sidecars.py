@@ -49,17 +49,22 @@ def mode_of(resource: Mapping[str, Any] | None) -> str | None:
     return None if policy is None else policy.get("mode") or "REGISTRY_ONLY"
 
 
-def imports(resource: Mapping[str, Any], namespace: str, host: str) -> bool:
-    """Whether the pods of `namespace` that have this Sidecar see `host`. No egress section means that all is seen."""
+def imports(resource: Mapping[str, Any], namespace: str, host: str, declared_in: str) -> bool:
+    """Whether the pods of `namespace` that have this Sidecar see the `host` of an object in namespace `declared_in`.
+
+    No egress section means that all is seen. ``.`` is the pods' own namespace, ``~/*`` none at all, ``~NAMESPACE/HOST`` an exception (Istio 1.31).
+    """
     listeners = (resource.get("spec") or {}).get("egress") or []
     hosts = [h for listener in listeners for h in listener.get("hosts") or []]
     if not listeners:
         return True
-    excluded = any(_names(h, host) for h in hosts if h.startswith("~") and h != "~/*")
-    return not excluded and any(_names(h, host) for h in hosts if h.split("/", 1)[0] != "~" and not h.startswith("~"))
+    excluded = any(_names(h[1:], namespace, host, declared_in) for h in hosts if h.startswith("~") and not h.startswith("~/"))
+    return not excluded and any(_names(h, namespace, host, declared_in) for h in hosts if not h.startswith("~"))
 
 
-def _names(pattern: str, host: str) -> bool:
-    """Whether ``NAMESPACE/DNSNAME`` covers the host. The namespace is not looked at: a host entry can be declared in any that exports it."""
-    name = pattern.split("/", 1)[-1]
+def _names(pattern: str, namespace: str, host: str, declared_in: str) -> bool:
+    """Whether ``NAMESPACE/DNSNAME`` covers the host."""
+    where, _sep, name = pattern.partition("/")
+    if where not in ("*", declared_in) and not (where == "." and namespace == declared_in):
+        return False
     return name in ("*", host) or (name.startswith("*.") and host.endswith(name[1:]))
