@@ -43,6 +43,10 @@ KINDS = {
     for k in (
         Kind("ServiceEntry", "networking.istio.io", "v1", "serviceentries"),
         Kind("Sidecar", "networking.istio.io", "v1", "sidecars"),
+        Kind("Gateway", "networking.istio.io", "v1", "gateways"),
+        Kind("DestinationRule", "networking.istio.io", "v1", "destinationrules"),
+        Kind("VirtualService", "networking.istio.io", "v1", "virtualservices"),
+        Kind("Service", "", "v1", "services", "CoreV1Api", "service"),
         Kind("ConfigMap", "", "v1", "configmaps", "CoreV1Api", "config_map"),
         Kind("Pod", "", "v1", "pods", "CoreV1Api", "pod"),
         Kind("Deployment", "apps", "v1", "deployments", "AppsV1Api", "deployment"),
@@ -101,7 +105,9 @@ class Cluster:
         self._auth = dict(auth or {})
         self._configuration = self._load()
         self._client = self._new_client()
-        self._apis: dict[str, Any] = {}
+        self._patcher = self._new_client()
+        self._patcher.set_default_header("Content-Type", "application/json-patch+json")  # for custom objects the client only knows merge-patch
+        self._apis: dict[tuple[str, bool], Any] = {}
         self._lock = threading.Lock()
         self.requests = 0
         """How many HTTP requests were sent, retries included; the measure of `tests/bench`."""
@@ -141,17 +147,21 @@ class Cluster:
         return self._call("replace_namespaced", obj["kind"], "update", *_where(obj), body=dict(obj), **_write(dry_run), field_validation="Strict")
 
     def patch(self, kind: str, namespace: str, name: str, operations: list[dict[str, Any]], dry_run: bool = False) -> dict[str, Any]:
-        """A JSON patch (RFC 6902), so that nothing but the paths named is written.
-
-        A list body is sent as ``application/json-patch+json`` by every release of the client from 29 on.
-        """
+        """A JSON patch (RFC 6902), so that nothing but the paths named is written."""
         return self._call("patch_namespaced", kind, "patch", namespace, name, body=operations, **_write(dry_run))
 
     def delete(self, obj: Mapping[str, Any], dry_run: bool = False) -> None:
-        """Deletes the object that was read: another one of the same name (other uid) is a conflict. One that is gone already is fine."""
+        """Deletes the object that was read: another one of the same name (other uid) is a conflict. One that is gone already is fine.
+
+        The dry run stands in the body, since the server reads no query parameters of a DELETE that has one (k8s.io/apiserver, handlers/delete.go);
+        the parameter is sent too, for the audit log.
+        """
         uid = obj["metadata"].get("uid")
         body: Any = {"preconditions": {"uid": uid}} if uid else {}
-        arguments = {"dry_run": "All"} if dry_run else {}
+        arguments: dict[str, Any] = {}
+        if dry_run:
+            body["dryRun"] = ["All"]
+            arguments["dry_run"] = "All"
         try:
             self._call("delete_namespaced", obj["kind"], "delete", *_where(obj), body=body, **arguments)
         except ClusterError as error:
@@ -226,9 +236,10 @@ class Cluster:
         if name and not method.startswith("create_"):  # the body names a new object, the path does not
             arguments["name"] = name
         arguments.update(_preload_content=False, _request_timeout=TIMEOUT)
-        if api not in self._apis:
-            self._apis[api] = getattr(self._kubernetes.client, api)(self._client)
-        call = getattr(self._apis[api], method)
+        patches = method.startswith("patch_")
+        if (api, patches) not in self._apis:
+            self._apis[api, patches] = getattr(self._kubernetes.client, api)(self._patcher if patches else self._client)
+        call = getattr(self._apis[api, patches], method)
         for attempt in range(1, TRIES + 1):
             self._count()
             try:

@@ -9,12 +9,15 @@ Pure: it reads Envoy's ``config_dump`` as pilot configures it (names seen on Ist
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 RESOURCES = ("dynamic_listeners", "dynamic_route_configs")
 """The parts of ``config_dump`` that a Snapshot is made of. istiod sends clusters first, so what these name is there as well."""
+CLUSTERS = "dynamic_active_clusters"
+"""The clusters that are warm, for a Snapshot that has to tell whether a route to one may be written."""
 
 _MODE_OF_ROUTES = {"block_all": "REGISTRY_ONLY", "allow_any": "ALLOW_ANY", "allow_any_dynamic_dns": "ALLOW_ANY_DYNAMIC_DNS"}
 _MODE_OF_CLUSTER = {"BlackHoleCluster": "REGISTRY_ONLY", "PassthroughCluster": "ALLOW_ANY"}
@@ -26,11 +29,13 @@ class Snapshot:
     """What one proxy had at one moment.
 
     `modes` holds the mode of every place that decides about unknown destinations (the last filter chain of each outbound listener, and each HTTP
-    route table); they differ only while a change is on its way. `destinations` holds (host, port) of all that the proxy routes.
+    route table); they differ only while a change is on its way. `routes` holds the clusters that a (host, port) goes to, for all that the proxy
+    routes; `clusters` those that are warm, where they were asked for.
     """
 
     modes: frozenset[str]
-    destinations: frozenset[tuple[str, int]]
+    routes: Mapping[tuple[str, int], frozenset[str]]
+    clusters: frozenset[str] = frozenset()
 
     @property
     def mode(self) -> str | None:
@@ -41,38 +46,53 @@ class Snapshot:
 
 
 def read(dump: Mapping[str, Any]) -> Snapshot:
-    """A Snapshot of the joined answers to ``config_dump?resource=R`` for each of RESOURCES: ``{"configs": [...]}``."""
+    """A Snapshot of the joined answers to ``config_dump?resource=R`` for each of RESOURCES (and CLUSTERS): ``{"configs": [...]}``."""
     modes: set[str] = set()
-    destinations: set[tuple[str, int]] = set()
+    routes: dict[tuple[str, int], set[str]] = defaultdict(set)
+    clusters: set[str] = set()
     for config in dump.get("configs") or ():
         listener = (config.get("active_state") or {}).get("listener")
         if listener:
-            destinations |= set(_listener_destinations(listener))
+            for destination, cluster in _listener_routes(listener):
+                routes[destination].add(cluster)
             default = listener.get("default_filter_chain")
             modes |= {_MODE_OF_CLUSTER[c] for c in _tcp_clusters([default] if default else ()) if c in _MODE_OF_CLUSTER}
         for host in (config.get("route_config") or {}).get("virtual_hosts") or ():
             if host["name"] in _MODE_OF_ROUTES:
                 modes.add(_MODE_OF_ROUTES[host["name"]])
             else:
-                destinations |= set(_name_and_port(host["name"]))
-    return Snapshot(frozenset(modes), frozenset(destinations))
+                for destination in _name_and_port(host["name"]):
+                    routes[destination].update(_route_clusters(host))
+        if config.get("cluster"):
+            clusters.add(config["cluster"]["name"])
+    return Snapshot(frozenset(modes), {destination: frozenset(to) for destination, to in routes.items()}, frozenset(clusters))
 
 
-def _listener_destinations(listener: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Hosts told apart by SNI (`server_names` on the listener's port), and the destinations of TCP clusters."""
+def _listener_routes(listener: Mapping[str, Any]) -> Iterator[tuple[tuple[str, int], str]]:
+    """Hosts told apart by SNI (`server_names` on the listener's port), and the destinations of TCP clusters on the port that they are dialled at."""
     port = ((listener.get("address") or {}).get("socket_address") or {}).get("port_value", 0)
     for chain in listener.get("filter_chains") or ():
-        for name in (chain.get("filter_chain_match") or {}).get("server_names") or ():
-            yield name, port
-    for cluster in _tcp_clusters(_filter_chains(listener)):
+        names = (chain.get("filter_chain_match") or {}).get("server_names") or ()
+        for cluster in _tcp_clusters([chain]):
+            for name in names:
+                yield (name, port), cluster
+            match = _OUTBOUND.match(cluster)
+            if match and not names:
+                yield (match[3], int(match[1])), cluster
+    default = listener.get("default_filter_chain")
+    for cluster in _tcp_clusters([default] if default else ()):
         match = _OUTBOUND.match(cluster)
         if match:
-            yield match[3], int(match[1])
+            yield (match[3], int(match[1])), cluster
 
 
-def _filter_chains(listener: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    default = listener.get("default_filter_chain")
-    return [*(listener.get("filter_chains") or ()), *([default] if default else ())]
+def _route_clusters(virtual_host: Mapping[str, Any]) -> Iterator[str]:
+    for route in virtual_host.get("routes") or ():
+        action = route.get("route") or {}
+        if action.get("cluster"):
+            yield action["cluster"]
+        for weighted in (action.get("weighted_clusters") or {}).get("clusters") or ():
+            yield weighted["name"]
 
 
 def _tcp_clusters(chains: Iterable[Mapping[str, Any]]) -> Iterator[str]:

@@ -270,6 +270,8 @@ def _annotate(changed: Object, annotation: str | None) -> list[dict[str, Any]]:
         if BEFORE_ANNOTATION not in (annotations or {}):
             return []
         del annotations[BEFORE_ANNOTATION]
+        if not annotations:
+            del changed["metadata"]["annotations"]  # as the server does
         return [{"op": "remove", "path": path}]
     changed["metadata"]["annotations"] = {**(annotations or {}), BEFORE_ANNOTATION: annotation}
     first = [] if annotations is not None else [{"op": "add", "path": "/metadata/annotations", "value": {}}]

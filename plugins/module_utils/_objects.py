@@ -22,6 +22,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._policy impor
     MANAGED_BY_LABEL,
     MAX_HOSTS,
     POLICY_LABEL,
+    SCOPE_LABEL,
     HostEntry,
     Port,
 )
@@ -35,9 +36,17 @@ Object = dict[str, Any]
 
 
 def policy_of(obj: Mapping[str, Any]) -> str | None:
-    """The policy name on an object that this collection made, else None."""
+    """The policy name on an object that this collection made, else None; ``NAME.SCOPE`` where a policy keeps several sets of objects."""
     labels = obj["metadata"].get("labels") or {}
-    return labels.get(POLICY_LABEL) if labels.get(MANAGED_BY_LABEL) == MANAGED_BY else None
+    if labels.get(MANAGED_BY_LABEL) != MANAGED_BY or POLICY_LABEL not in labels:
+        return None
+    return f"{labels[POLICY_LABEL]}.{labels[SCOPE_LABEL]}" if SCOPE_LABEL in labels else labels[POLICY_LABEL]
+
+
+def policy_labels(policy: str | None) -> dict[str, str]:
+    """The labels of an object of a policy (as `policy_of` reads it), or (None) of one that policies share."""
+    name, _sep, scope = (policy or "").partition(".")
+    return {MANAGED_BY_LABEL: MANAGED_BY, **({POLICY_LABEL: name} if name else {}), **({SCOPE_LABEL: scope} if scope else {})}
 
 
 def owner_of(obj: Mapping[str, Any]) -> str:
@@ -257,7 +266,7 @@ def _service_entry(name: str, namespace: str, policy: str, declared: list[Declar
         "metadata": {
             "name": name,
             "namespace": namespace,
-            "labels": {MANAGED_BY_LABEL: MANAGED_BY, POLICY_LABEL: policy},
+            "labels": policy_labels(policy),
             **({"annotations": {HOSTS_ANNOTATION: json.dumps(metadata, sort_keys=True, ensure_ascii=False)}} if metadata else {}),
         },
         "spec": spec,

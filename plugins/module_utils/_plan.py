@@ -77,6 +77,9 @@ class Wait:
     They must have `present` and no longer `absent`, sets of (host, port number, protocol), or the `mode`. `revision` is the one whose mesh config
     sets the mode, `sidecar` the Sidecar resource (namespace/name) that does; proxies that another one decides for do not follow.
     `declared_in` is the namespace of the objects that declare `present`.
+
+    For egress gateways: the proxies have `clusters`, send each (host, port) of `routes` to the cluster named with it, and no longer any of
+    `not_routes`. `gateways` means the gateway proxies with these labels, instead of sidecars.
     """
 
     namespaces: tuple[str, ...]
@@ -87,13 +90,21 @@ class Wait:
     revision: str | None = None
     sidecar: str | None = None
     declared_in: str = ""
+    routes: frozenset[tuple[str, int, str]] = frozenset()
+    not_routes: frozenset[tuple[str, int, str]] = frozenset()
+    clusters: frozenset[str] = frozenset()
+    gateways: bool = False
 
     def __str__(self) -> str:
-        whose = "sidecars of " + ", ".join(self.namespaces) if self.namespaces else "all sidecars"
+        kind = "gateways" if self.gateways else "sidecars"
+        whose = f"{kind} of " + ", ".join(self.namespaces) if self.namespaces else "all sidecars"
         if self.selector:
             whose += f" with {', '.join(f'{k}={v}' for k, v in self.selector)}"
         parts = [f"{verb} {_names(destinations)}" for verb, destinations in (("have", self.present), ("no longer have", self.absent)) if destinations]
         parts += [f"have mode {self.mode}"] if self.mode else []
+        parts += [f"route {_names(self.routes)}"] if self.routes else []
+        parts += [f"no longer route {_names(self.not_routes)} as before"] if self.not_routes else []
+        parts += [f"have {_some(sorted(self.clusters))}"] if self.clusters else []
         return f"  wait           {whose} {' and '.join(parts)}"
 
 
@@ -124,13 +135,23 @@ class Plan:
 
 
 def plan_hosts(wanted: Iterable[Declared], live: Iterable[Object], namespace: str, policy: str) -> Plan:
-    """Steps from the live ServiceEntries to those of the wanted hosts; objects of other policies and owners are not touched.
+    """Steps from the live ServiceEntries to those of the wanted hosts; objects of other policies and owners are not touched."""
+    visible = list(live)
+    first, then = host_changes(wanted, visible, namespace, policy)
+    mine = [o for o in visible if o["metadata"]["namespace"] == namespace and policy_of(o) == policy]
+    after = {c.name: c.after for c in (*first, *then)}
+    targets = [o for o in (*(after.pop(m["metadata"]["name"], m) for m in mine), *after.values()) if o]
+    others = [o for o in visible if o["metadata"]["namespace"] != namespace or policy_of(o) != policy]
+    return Plan((*first, *then, *_waits(mine, targets, others, namespace)))
+
+
+def host_changes(wanted: Iterable[Declared], live: Iterable[Object], namespace: str, policy: str) -> tuple[list[Change], list[Change]]:
+    """The writes that bring the ServiceEntries of a policy to the wanted hosts: those that add, and those that take away.
 
     A host that moves between two objects is in the new one before it leaves the old one. istiod sees the writes in that order, so that there is
     no moment without the host (tests/mesh/test_no_lost_request.py).
     """
-    visible = list(live)
-    live = [o for o in visible if o["metadata"]["namespace"] == namespace]
+    live = [o for o in live if o["metadata"]["namespace"] == namespace]
     mine = {o["metadata"]["name"]: o for o in live if policy_of(o) == policy}
     targets = {o["metadata"]["name"]: o for o in service_entries(wanted, live, namespace, policy)}
     after = {d.entry.host for o in targets.values() for d in read_service_entry(o)}
@@ -152,29 +173,29 @@ def plan_hosts(wanted: Iterable[Declared], live: Iterable[Object], namespace: st
             then.append(Change(updated(old, both), updated(old, target), _hosts_note(both, target)))
         else:
             (then if leaving else first).append(Change(old, updated(old, target), _hosts_note(old, target)))
-    gone = [Change(old, None, _hosts_note(old, None)) for name, old in mine.items() if name not in targets]
-    then += gone
-
-    elsewhere = frozenset(d[:2] for o in visible if o["metadata"]["namespace"] != namespace or policy_of(o) != policy for d in _destinations(o))
-    return Plan((*first, *then, *_waits(mine.values(), targets.values(), namespace, elsewhere)))
+    then += [Change(old, None, _hosts_note(old, None)) for name, old in mine.items() if name not in targets]
+    return first, then
 
 
-def _waits(before: Iterable[Object], after: Iterable[Object], namespace: str, elsewhere: Container[tuple[str, int]]) -> list[Wait]:
+def _waits(before: Iterable[Object], after: Iterable[Object], others: list[Object], namespace: str) -> list[Wait]:
     """One wait for each set of namespaces that sees the same hosts; also when nothing is written, for an earlier task may have given up.
 
-    The end of a host that stays declared, here or by others (`elsewhere`), is not waited for: sidecars keep what the other declaration says.
+    The end of a host that sidecars still see, declared here or by others, is not waited for: they keep what the other declaration says.
     """
     after = list(after)
     kept = {d[:2] for o in after for d in _destinations(o)}
     present: dict[tuple[str, ...], set[tuple[str, int, str]]] = defaultdict(set)
     absent: dict[tuple[str, ...], set[tuple[str, int, str]]] = defaultdict(set)
     for obj in after:
-        present[_seen_by(obj, namespace)] |= _destinations(obj)
+        present[_seen_by(obj)] |= _destinations(obj)
     for obj in before:
-        gone = {d for d in _destinations(obj) if d[:2] not in kept and d[:2] not in elsewhere}
+        scope = _seen_by(obj)
+        theirs = {d[:2] for o in others if _overlap(_seen_by(o), scope) for d in _destinations(o)}
+        gone = {d for d in _destinations(obj) if d[:2] not in kept and d[:2] not in theirs}
         if gone:
-            absent[_seen_by(obj, namespace)] |= gone
-    return [Wait(scope, frozenset(present[scope]), frozenset(absent[scope]), declared_in=namespace) for scope in sorted({*present, *absent})]
+            absent[scope] |= gone
+    scopes = sorted({*present, *absent})
+    return [Wait(scope, frozenset(present[scope]), frozenset(absent[scope]), declared_in=namespace) for scope in scopes]
 
 
 def wanted_hosts(
@@ -216,10 +237,14 @@ def _destinations(obj: Mapping[str, Any]) -> set[tuple[str, int, str]]:
     return {(host, p["number"], p.get("protocol") or "TCP") for host in obj["spec"].get("hosts") or [] for p in obj["spec"].get("ports") or []}
 
 
-def _seen_by(obj: Mapping[str, Any], namespace: str) -> tuple[str, ...]:
+def _seen_by(obj: Mapping[str, Any]) -> tuple[str, ...]:
     """The namespaces whose sidecars see the object; empty for all."""
     names = obj["spec"].get("exportTo") or ["*"]
-    return () if "*" in names else tuple(sorted({namespace if name == "." else name for name in names}))
+    return () if "*" in names else tuple(sorted({obj["metadata"]["namespace"] if name == "." else name for name in names}))
+
+
+def _overlap(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    return not one or not other or bool(set(one) & set(other))
 
 
 def _hosts_note(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:

@@ -20,6 +20,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._errors impor
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGED_BY = "istio-egress"
 POLICY_LABEL = "istio-egress.meshops.io/policy"
+SCOPE_LABEL = "istio-egress.meshops.io/scope"
 HOSTS_ANNOTATION = "istio-egress.meshops.io/hosts"
 
 MAX_HOSTS = 256

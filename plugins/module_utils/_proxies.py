@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,20 +51,28 @@ class Proxy:
 
 
 def sidecars(pods: Iterable[Mapping[str, Any]]) -> list[Proxy]:
-    """The sidecars among `pods` (gateways are not: their proxy runs as ``router``), leaving out pods that are ending or done."""
-    result = []
+    """The sidecars among `pods`, leaving out pods that are ending or done."""
+    return [proxy for proxy, router in _proxies(pods) if not router]
+
+
+def routers(pods: Iterable[Mapping[str, Any]]) -> list[Proxy]:
+    """The gateway proxies among `pods`: their proxy runs as ``router``."""
+    return [proxy for proxy, router in _proxies(pods) if router]
+
+
+def _proxies(pods: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Proxy, bool]]:
     for pod in pods:
         metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status") or {}
         if metadata.get("deletionTimestamp") or status.get("phase") in ("Succeeded", "Failed"):
             continue
         containers = [*(spec.get("containers") or ()), *(spec.get("initContainers") or ())]  # a native sidecar is an init container
         proxy = next((c for c in containers if c["name"] == CONTAINER), None)
-        if proxy is None or "router" in (proxy.get("args") or ()):
+        if proxy is None:
             continue
         statuses = [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]
         ready = any(s["name"] == CONTAINER and s.get("ready") for s in statuses)
-        result.append(Proxy(metadata["namespace"], metadata["name"], metadata.get("labels") or {}, _revision(metadata), ready))
-    return result
+        found = Proxy(metadata["namespace"], metadata["name"], metadata.get("labels") or {}, _revision(metadata), ready)
+        yield found, "router" in (proxy.get("args") or ())
 
 
 def _revision(metadata: Mapping[str, Any]) -> str:
@@ -81,7 +89,7 @@ class Watcher:
     def __init__(self, cluster: Cluster, timeout: float, istio_namespace: str = "istio-system") -> None:
         self._cluster, self._timeout, self._istio_namespace = cluster, timeout, istio_namespace
         self._sidecar_resources: list[dict[str, Any]] | None = None
-        self._proxies: dict[tuple[str, ...], list[Proxy]] = {}
+        self._proxies: dict[tuple[tuple[str, ...], bool], list[Proxy]] = {}
         self.warnings: list[str] = []
         self.verified = False
         self.proxies: dict[str, Any] = {"total": 0, "looked_at": 0, "following": 0, "pending": []}
@@ -92,18 +100,28 @@ class Watcher:
         Not waited for, but reported with the reason: sidecars that will never follow, because another Sidecar resource or another revision decides for
         them. A host that a Sidecar resource does not import is not waited for in its pods, and a warning says so.
         """
-        there = [p for p in self.concerned(wait.namespaces) if all(p.labels.get(k) == v for k, v in wait.selector)]
+        there = [p for p in self.concerned(wait.namespaces, wait.gateways) if all(p.labels.get(k) == v for k, v in wait.selector)]
+        if wait.gateways and not any(p.ready for p in there):
+            raise FollowError(
+                f"No pod of the egress gateway in namespace {', '.join(wait.namespaces)} is ready, so nobody was sent there.\n"
+                "Bring the gateway up (its Deployment, or the role egress_gateway_deploy), then run the task again."
+            )
         excused = {p: reason for p in there if (reason := self._overridden(p, wait))} if wait.mode else {}
         expected = {p: self._imported(p, wait) for p in there}
 
         def test(proxy: Proxy, snapshot: _envoy.Snapshot) -> str:
             if wait.mode and snapshot.mode != wait.mode:
                 return f"has mode {snapshot.mode or ' and '.join(sorted(snapshot.modes))}"
-            missing = sorted(d for d in expected[proxy] if d not in snapshot.destinations)
-            left = sorted(d[:2] for d in wait.absent if d[:2] in snapshot.destinations)
-            return "; ".join(f"{word} {_few(what)}" for word, what in (("does not have", missing), ("still has", left)) if what)
+            missing = sorted(d for d in expected[proxy] if d not in snapshot.routes)
+            left = sorted(d[:2] for d in wait.absent if d[:2] in snapshot.routes)
+            cold = sorted(wait.clusters - snapshot.clusters)
+            stray = sorted(d[:2] for d in wait.routes if not _goes(snapshot, d, wait.gateways))
+            left += sorted(d[:2] for d in wait.not_routes if d[2] in snapshot.routes.get(d[:2], ()))
+            return "; ".join(
+                f"{word} {_few(what)}" for word, what in (("does not have", [*missing, *cold]), ("does not route", stray), ("still has", left)) if what
+            )
 
-        return self.wait(there, test, excused)
+        return self.wait(there, test, excused, bool(wait.clusters or wait.gateways))
 
     def drained(self, wait: Wait) -> float:
         """Waits until no sidecar that follows serves connections of its former configuration any more. Seconds that it took.
@@ -128,7 +146,7 @@ class Watcher:
                 )
             time.sleep(1)
 
-    def wait(self, proxies: list[Proxy], test: Test, excused: Mapping[Proxy, str]) -> float:
+    def wait(self, proxies: list[Proxy], test: Test, excused: Mapping[Proxy, str], clusters: bool = False) -> float:
         """Reads `proxies` until `test` has nothing to say about any of them; those `excused` are reported with their reason, not waited for.
 
         Returns the seconds it took. Raises FollowError when time is up. Sets `proxies` and `verified` for the module's result.
@@ -139,7 +157,7 @@ class Watcher:
         reasons = {**excused, **{p: "the pod is not ready" for p in proxies if not p.ready and p not in excused}}
         gone: set[Proxy] = set()
         while waiting:
-            seen = self._read_all(waiting)
+            seen = self._read_all(waiting, clusters)
             if seen is None:
                 self._report(proxies, dict.fromkeys(proxies, "not looked at: no right to create pods/exec"), 0, verified=False)
                 return 0.0
@@ -166,10 +184,10 @@ class Watcher:
         self._report([p for p in proxies if p not in gone], reasons, looked_at, verified=True)
         return round(time.monotonic() - start, 2)
 
-    def read(self, proxy: Proxy) -> _envoy.Snapshot:
-        """The proxy's configuration now. Raises ClusterError where it cannot be read."""
+    def read(self, proxy: Proxy, clusters: bool = False) -> _envoy.Snapshot:
+        """The proxy's configuration now, with its warm clusters when asked for. Raises ClusterError where it cannot be read."""
         configs: list[Any] = []
-        for resource in _envoy.RESOURCES:
+        for resource in (*_envoy.RESOURCES, *([_envoy.CLUSTERS] if clusters else ())):
             configs += json.loads(self._ask(proxy, f"config_dump?resource={resource}") or "{}").get("configs") or []
         return _envoy.read({"configs": configs})
 
@@ -178,9 +196,9 @@ class Watcher:
         text = self._ask(proxy, "stats?filter=listener_manager.total_(listeners|filter_chains)_draining")
         return sum(int(line.rpartition(":")[2]) for line in text.splitlines() if ":" in line)
 
-    def concerned(self, namespaces: tuple[str, ...]) -> list[Proxy]:
-        """The sidecars of the namespaces (none: of the mesh); one list of pods per task."""
-        if namespaces not in self._proxies:
+    def concerned(self, namespaces: tuple[str, ...], gateways: bool = False) -> list[Proxy]:
+        """The sidecars (or gateway proxies) of the namespaces (none: of the mesh); one list of pods per task."""
+        if (namespaces, gateways) not in self._proxies:
             try:
                 pods = [p for n in namespaces for p in self._cluster.list("Pod", n)] if namespaces else self._cluster.list("Pod")
             except ClusterError as error:
@@ -189,8 +207,8 @@ class Watcher:
                 self.warnings.append("The sidecars could not be looked at, since the account may not list pods; whether they follow is not known.")
                 pods = []
                 self.proxies["looked_at"] = None
-            self._proxies[namespaces] = sidecars(pods)
-        return self._proxies[namespaces]
+            self._proxies[namespaces, gateways] = (routers if gateways else sidecars)(pods)
+        return self._proxies[namespaces, gateways]
 
     def sidecar_resources(self, namespaces: tuple[str, ...]) -> list[dict[str, Any]]:
         """The Sidecar resources of the cluster, or, where only those may be read, of the namespaces; one list per task."""
@@ -231,12 +249,12 @@ class Watcher:
             self.warnings.append(f"Sidecar {name} does not import {_few(hidden)} into the pods that it selects; add them to its egress.hosts.")
         return imported
 
-    def _read_all(self, proxies: list[Proxy]) -> dict[Proxy, _envoy.Snapshot | str | None] | None:
+    def _read_all(self, proxies: list[Proxy], clusters: bool) -> dict[Proxy, _envoy.Snapshot | str | None] | None:
         """Snapshot per proxy; None for one that is gone, a reason for one that cannot be read. None altogether without the right to look."""
 
         def one(proxy: Proxy) -> _envoy.Snapshot | str | None:
             try:
-                return self.read(proxy)
+                return self.read(proxy, clusters)
             except ClusterError as error:
                 if error.status == 404:
                     return None
@@ -266,6 +284,12 @@ def _sample(proxies: list[Proxy]) -> list[Proxy]:
         return proxies
     step = len(proxies) / SAMPLE
     return [proxies[int(i * step)] for i in range(SAMPLE)]
+
+
+def _goes(snapshot: _envoy.Snapshot, destination: tuple[str, int, str], among: bool) -> bool:
+    """Whether (host, port) goes to the cluster. A client sends a host one way; a gateway may have others with it (`among`)."""
+    clusters = snapshot.routes.get(destination[:2], frozenset())
+    return destination[2] in clusters if among else clusters == {destination[2]}
 
 
 def _few(items: Iterable[Any], most: int = 3) -> str:

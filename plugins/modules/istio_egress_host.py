@@ -37,7 +37,7 @@ options:
         required: true
       ports:
         description:
-          - Destination ports. V(80) is HTTP and V(443) is TLS; others need a protocol, as V(tcp/5432) or V({number: 5432, protocol: TCP}).
+          - Destination ports. V(80) is HTTP and V(443) is TLS; others need a protocol, as V(tcp/5432) or a dictionary with C(number) and C(protocol).
           - Protocols are V(HTTP), V(HTTP2), V(GRPC), V(TLS), V(HTTPS), V(TCP) and V(MONGO). V(TLS) and V(HTTPS) mean the same for traffic that leaves.
           - For an IP or CIDR a port without a protocol is TCP, since neither Host header nor SNI carries an address range.
         type: list
