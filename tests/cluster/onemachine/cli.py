@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -272,6 +273,11 @@ def main() -> int:
         return args.do(Run(Cache.from_environment(), getattr(args, "name", "mesh")), args) or 0
     except MeshError as failure:
         print(f"mesh: {failure}", file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as failure:
+        said = (failure.stderr or failure.stdout or b"").strip()
+        text = said if isinstance(said, str) else said.decode(errors="replace")
+        print(f"mesh: {' '.join(map(str, failure.cmd))[:200]} ended with code {failure.returncode}: {text or 'see above'}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # as with `mesh status | head -3`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

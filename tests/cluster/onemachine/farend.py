@@ -109,24 +109,34 @@ def faults(run: Run) -> dict[str, dict]:
 
 
 def add_hosts(run: Run, words: Iterable[str]) -> None:
-    """Words HOST, *.ZONE or HOST=ADDRESS[,ADDRESS]; those already there keep their address unless one is given."""
+    """Words as `with_hosts` takes them; returns when DNS, certificates and servers know them."""
     known = hosts(run)
-    wanted = dict(known)
+    _change_hosts(run, known, with_hosts(known, words))
+
+
+def with_hosts(known: dict[str, list[str]], words: Iterable[str]) -> dict[str, list[str]]:
+    """The table with HOST, *.ZONE or HOST=ADDRESS[,ADDRESS] added; what is there keeps its address unless one is given."""
+    table = dict(known)
     taken = {a for addresses in known.values() for a in addresses}
     free = (a for a in _addresses() if a not in taken)
     for word in words:
         host, _, given = word.lower().partition("=")
         if not _HOST.fullmatch(host):
             raise MeshError(f"{host!r} is not a host name or *.zone: nothing was added")
-        addresses = given.split(",") if given else wanted.get(host) or [next(free)]
+        addresses = given.split(",") if given else table.get(host) or [next(free)]
         for address in addresses:
-            try:
-                if not any(ipaddress.ip_address(address) in ipaddress.ip_network(net) for net in FAR_NETS):
-                    raise ValueError
-            except ValueError:
-                raise MeshError(f"{host}: {address!r} is not an address of the far end ({', '.join(FAR_NETS)}): nothing was added") from None
-        wanted[host] = addresses
-    _change_hosts(run, known, wanted)
+            if not _is_far(address):
+                raise MeshError(f"{host}: {address!r} is not an address of the far end ({', '.join(FAR_NETS)}): nothing was added")
+        taken.update(addresses)
+        table[host] = addresses
+    return table
+
+
+def _is_far(address: str) -> bool:
+    try:
+        return any(ipaddress.ip_address(address) in ipaddress.ip_network(net) for net in FAR_NETS)
+    except ValueError:
+        return False
 
 
 def remove_hosts(run: Run, words: Iterable[str]) -> None:
@@ -248,7 +258,10 @@ def queries(run: Run, since: float) -> Iterator[str]:
     for line in _dns_log(run).splitlines():
         match = re.match(r"(\w{3} +\d+ [\d:]{8}) dnsmasq\[\d+\]: query\[(\w+)\] (\S+) from (\S+)", line)
         if match:
-            when = time.mktime(time.strptime(f"{time.localtime(now).tm_year} {match[1]}", "%Y %b %d %H:%M:%S"))
+            year = time.localtime(now).tm_year  # which dnsmasq leaves out
+            when = time.mktime(time.strptime(f"{year} {match[1]}", "%Y %b %d %H:%M:%S"))
+            if when > now + 86400:
+                when = time.mktime(time.strptime(f"{year - 1} {match[1]}", "%Y %b %d %H:%M:%S"))
             if when >= now - since - 1:
                 yield f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.localtime(when))} {match[4]} {match[2]} {match[3]}"
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 
+from . import control_plane
 from .layout import MANIFESTS, MeshError, Run
 
 SETTINGS = MANIFESTS / "istio.yaml"
@@ -15,9 +17,13 @@ def _wanted(run: Run) -> str:
 
 
 def installed(run: Run) -> bool:
-    """Whether `install` has run on this mesh with these settings, and its two Deployments are there."""
+    """Whether `install` has run on this mesh with these settings, and its Deployments are still there and ready."""
     mark = run.root / "istio-installed"
-    return mark.exists() and mark.read_text() == _wanted(run)
+    if not mark.exists() or mark.read_text() != _wanted(run):
+        return False
+    status, body = control_plane.request(run, "GET", "/apis/apps/v1/namespaces/istio-system/deployments")
+    ready = {d["metadata"]["name"] for d in json.loads(body)["items"] if d["status"].get("readyReplicas")} if status == 200 else set()
+    return {"istiod", "istio-egressgateway"} <= ready
 
 
 def install(run: Run) -> None:

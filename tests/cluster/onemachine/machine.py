@@ -127,18 +127,23 @@ def inside(run: Run, *arguments: str, pass_fds: tuple[int, ...] = (), stdin: str
 
 def end(run: Run) -> bool:
     """End whatever there is of a run, dead or alive; whether there was anything."""
-    found = run.root.exists() or any(g.exists() for g in _cgroup_folders(run))
+    found = run.root.exists() or bool(_cgroup_folders(run))
     pid = pid_of(run)
-    if not pid and cgroup_in_use(run):
-        raise MeshError(f"another mesh named {run.name} runs here, from another MESH_CACHE: choose another --name")
     victims = ([pid] if pid else []) + _marked(run)
     for victim in victims:
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
     _until(lambda: not any(_process_started(v) for v in victims), 20, f"processes {victims} of mesh {run.name} do not end")
-    _until(lambda: _remove_cgroups(run), 20, f"{CGROUPS}/*/{run.cgroup} still holds processes")
-    _until(lambda: not run.root.exists() or shutil.rmtree(run.root, ignore_errors=True) or not run.root.exists(), 20, f"cannot remove {run.root}")
+    foreign = f"{CGROUPS}/*/{run.cgroup} holds processes that are not of this MESH_CACHE: choose another --name"
+    _until(lambda: not any(g.read_text().strip() for folder in _cgroup_folders(run) for g in folder.rglob("cgroup.procs")), 5, foreign)
+    _until(lambda: _remove_cgroups(run), 20, f"cannot remove the cgroups {CGROUPS}/*/{run.cgroup}")
+    _until(lambda: _remove_folder(run.root), 20, f"cannot remove {run.root}")
     return found
+
+
+def _remove_folder(folder: Path) -> bool:
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
 
 
 def _until(done: Callable[[], bool], seconds: float, complaint: str) -> None:
@@ -185,11 +190,6 @@ def _make_cgroups(run: Run) -> None:
             raise MeshError(f"{handed_down}: {failure.strerror}: in a container, run it privileged and with the machine's cgroup namespace") from None
     for group in _cgroup_folders(run, existing=False):
         group.mkdir(exist_ok=True)
-
-
-def cgroup_in_use(run: Run) -> bool:
-    """Whether live processes are in the cgroups that a run of this name would use."""
-    return any(f.read_text().strip() for g in _cgroup_folders(run) for f in g.rglob("cgroup.procs"))
 
 
 def _remove_cgroups(run: Run) -> bool:

