@@ -69,21 +69,24 @@ def read(dump: Mapping[str, Any]) -> Snapshot:
 
 
 def _listener_routes(listener: Mapping[str, Any]) -> Iterator[tuple[tuple[str, int], str]]:
-    """Hosts told apart by SNI (`server_names` on the listener's port), and the destinations of TCP clusters on the port that they are dialled at."""
-    port = ((listener.get("address") or {}).get("socket_address") or {}).get("port_value", 0)
-    for chain in listener.get("filter_chains") or ():
-        names = (chain.get("filter_chain_match") or {}).get("server_names") or ()
-        for cluster in _tcp_clusters([chain]):
-            for name in names:
-                yield (name, port), cluster
-            match = _OUTBOUND.match(cluster)
-            if match and not names:
-                yield (match[3], int(match[1])), cluster
+    """Where connections to a listener go: by SNI (`server_names`), by address for TCP, and for a TCP cluster also by its own host and port."""
+    address = (listener.get("address") or {}).get("socket_address") or {}
+    port = address.get("port_value", 0)
     default = listener.get("default_filter_chain")
-    for cluster in _tcp_clusters([default] if default else ()):
-        match = _OUTBOUND.match(cluster)
-        if match:
-            yield (match[3], int(match[1])), cluster
+    decided: set[str] = set()  # the last chain only gets the addresses that no other one has
+    for chain in (*(listener.get("filter_chains") or ()), *([default] if default else ())):
+        match = chain.get("filter_chain_match") or {}
+        names = match.get("server_names") or ()
+        ranges = [f"{r['address_prefix']}/{r['prefix_len']}" for r in match.get("prefix_ranges") or ()] or [address.get("address", "")]
+        for cluster in _tcp_clusters([chain]):
+            own = _OUTBOUND.match(cluster)
+            if names:
+                yield from (((name, port), cluster) for name in names)
+            elif own:
+                yield (own[3], int(own[1])), cluster
+                addresses = {where.removesuffix("/32").removesuffix("/128") for where in ranges} - (decided if chain is default else set())
+                decided |= addresses
+                yield from (((where, port), cluster) for where in addresses)
 
 
 def _route_clusters(virtual_host: Mapping[str, Any]) -> Iterator[str]:

@@ -117,6 +117,15 @@ def parse_names(entries: Iterable[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def check_something_to_remove(params: Mapping[str, Any]) -> None:
+    """Raises PolicyError for ``state: absent`` that names nothing."""
+    if params["state"] == "absent" and not params["hosts"] and not params["purge"]:
+        raise PolicyError(
+            "state is absent, but neither hosts nor purge says what to remove.\n"
+            "List the hosts, or set purge: true for all hosts of the policy in the namespace."
+        )
+
+
 def policy_name(name: str) -> str:
     """`name` if it can be a label value and part of object names. Raises PolicyError."""
     if len(name) > 40 or not _NAME.fullmatch(name):

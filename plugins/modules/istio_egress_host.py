@@ -231,10 +231,7 @@ def main() -> None:
     module = EgressModule(OPTIONS, required_if=[("state", "present", ["hosts"])])
     params, namespace = module.params, module.params["namespace"]
     with module.errors_in_plain_words():
-        if params["state"] == "absent" and not params["hosts"] and not params["purge"]:
-            raise _policy.PolicyError(
-                "state is absent, but neither hosts nor purge says what to remove.\nList the hosts, or set purge: true for all hosts of the policy."
-            )
+        _policy.check_something_to_remove(params)
         policy, present = _policy.policy_name(params["policy"]), params["state"] == "present"
         export_to = _policy.export_to(params["export_to"])
         listed = _policy.parse_hosts(params["hosts"] or []) if present else ()

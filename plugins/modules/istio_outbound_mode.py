@@ -224,7 +224,9 @@ class _Mesh:
         after = plan.changes[-1].object if plan else self._live
         owner = _control_plane.owner_of_mesh_config(self._live, _mode.mesh_mode(after).mode)
         if plan and _mode.differs_from_owner(after) and owner.overwritten:
-            self._module.warn(f"The mesh config is managed by {owner.name}, and the mode will be overwritten {owner.overwritten}. To keep it, add there:\n{owner.values}")
+            self._module.warn(
+                f"The mesh config is managed by {owner.name}, and the mode will be overwritten {owner.overwritten}. To keep it, add there:\n{owner.values}"
+            )
 
 
 class _Namespace:
