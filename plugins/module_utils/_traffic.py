@@ -1,0 +1,570 @@
+# Copyright: (c) 2026, meshops.istio_egress contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to this collection. Real requests from a workload: the curl command of each, its output and the sidecar's access log read back, and the verdict.
+
+Pure: it makes commands and reads text; running them is left to the caller. A verdict says what the evidence shows and nothing that the
+configuration of the mesh would suggest, so this file knows no objects of Istio and no proxy configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
+
+SIDECAR = "istio-proxy"
+HOLD = 2
+"""Seconds that a TCP connection is held open. What the mesh blocks, or the far end refuses, is closed long before."""
+_RESOLVE, _CONNECT, _TIMEOUT = (5, 6), 7, 28
+_CERTIFICATE = (51, 60, 77, 83, 90, 91)
+"""Exit codes of curl (libcurl's CURLcode); the last ones are for a peer that was reached and not believed, or a trust store that cannot be read."""
+BODY_LIMIT = 1 << 20
+"""Bytes after which curl stops reading an answer (exit code 63); what tells the caller's address is far smaller."""
+
+
+class TrafficError(EgressError):
+    """A request that cannot be made, or a workload that cannot make it."""
+
+
+# -- what is asked ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request to make. `expect` is ``allowed``, ``blocked`` or None."""
+
+    url: str
+    scheme: str
+    host: str
+    port: int
+    expect: str | None = None
+
+
+_PORTS = {"http": 80, "https": 443, "tcp": None}
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]+")
+EXPECTATIONS = ("allowed", "blocked")
+
+
+def parse_requests(items: Iterable[Any]) -> tuple[Request, ...]:
+    """Requests from the module's option, in the order given.
+
+    An item is a dictionary with `url` and, perhaps, `expect`, or a string of one or more URLs separated by white space (the text field of a
+    survey). Raises TrafficError that names the item.
+    """
+    requests = []
+    for item in items:
+        for entry in [{"url": url} for url in item.split()] if isinstance(item, str) else [item]:
+            requests.append(_request(entry))
+    if not requests:
+        raise TrafficError("There is no request to make.\nGive at least one URL in requests, such as http://httpbin.org/.")
+    return tuple(requests)
+
+
+def _request(entry: Any) -> Request:
+    if not isinstance(entry, Mapping) or not entry.get("url"):
+        raise TrafficError(f"A request is a URL or a dictionary with the key url, not {entry!r}.\nExample: {{url: https://www.google.com/, expect: allowed}}.")
+    unknown = sorted(str(key) for key in set(entry) - {"url", "expect"})
+    url, expect = str(entry["url"]).strip(), entry.get("expect")
+    if unknown:
+        raise TrafficError(f'{url}: a request has no key "{unknown[0]}".\nKeys are url and expect.')
+    if expect is not None and expect not in EXPECTATIONS:
+        raise TrafficError(f'{url}: "{expect}" cannot be expected.\nUse allowed or blocked, or leave expect out to get a report alone.')
+    try:
+        parts = urlsplit(url)
+        scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
+    except ValueError as error:
+        raise TrafficError(f"{url} is not a URL: {error}.\nWrite http://HOST/, https://HOST:PORT/PATH or tcp://HOST:PORT.") from error
+    if scheme not in _PORTS:
+        raise TrafficError(f"{url} does not begin with http://, https:// or tcp://.\nWrite http://HOST/, https://HOST:PORT/PATH or tcp://HOST:PORT.")
+    if parts.username is not None:
+        raise TrafficError(f"The URL for {host} has a user name or password, which logs would keep.\nLeave them out: an answer of any status is proof.")
+    if not _HOST.fullmatch(host) or not url.isascii() or not url.isprintable() or set(url) & set(' "<>\\^`|'):
+        raise TrafficError(f"{url!r} is not a URL that can be sent as it is.\nUse a host name or IP address, and percent-encode what is not a plain character.")
+    if scheme == "tcp" and (port is None or parts.path.strip("/") or parts.query):
+        raise TrafficError(f"{url}: a TCP request is a host and a port.\nWrite tcp://{host}:{port or 5432}.")
+    return Request(url, scheme, host, port if port is not None else _PORTS[scheme] or 0, expect)
+
+
+# -- who asks -----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """The pod that makes the requests. `sidecar` tells whether it has one."""
+
+    namespace: str
+    pod: str
+    container: str
+    sidecar: bool
+
+    def __str__(self) -> str:
+        return f"Container {self.container} of pod {self.namespace}/{self.pod}"
+
+
+def choose_source(pods: Sequence[Mapping[str, Any]], namespace: str, workload: str, container: str | None = None) -> Source:
+    """The newest running and ready pod of a workload.
+
+    `pods` are those of the namespace. `workload` is ``kind/name``, ``pod/name``, or a name, which means a Deployment. The owner is read from the pods
+    themselves (a Deployment's pods belong to the ReplicaSet ``name-<pod-template-hash>``), so no right to read workloads is needed.
+    Raises TrafficError when there is none, or none that is ready, and when it has no such container.
+    """
+    kind, _sep, name = workload.strip().rpartition("/")
+    kind = (kind or "deployment").lower().split(".")[0]
+    kind = _KINDS.get(kind, kind)
+    if not name or "/" in kind:
+        raise TrafficError(f'"{workload}" does not name a workload.\nWrite kind/name, such as deployment/sleep or pod/sleep-0.')
+    own = [pod for pod in pods if (kind, name) in _owners(pod)]
+    if not own:
+        others = sorted({"/".join(_owners(pod)[-1]) for pod in pods})
+        there = f"Pods there belong to {', '.join(others[:5])}{' and others' if len(others) > 5 else ''}" if others else "There is no pod at all"
+        raise TrafficError(f"{kind}/{name} has no pod in namespace {namespace}.\n{there}; correct workload or namespace, or give it a replica.")
+    ready = [pod for pod in own if _is_ready(pod)]
+    if not ready:
+        pod = own[0]
+        state = "is being deleted" if pod["metadata"].get("deletionTimestamp") else f"is {(pod.get('status') or {}).get('phase')}, not ready"
+        raise TrafficError(
+            f"None of the {len(own)} pods of {kind}/{name} in namespace {namespace} is ready: {pod['metadata']['name']} {state}.\n"
+            f"Look at kubectl describe pod -n {namespace} {pod['metadata']['name']}, and run the task again when it is ready."
+        )
+    chosen = max(ready, key=lambda p: (p["metadata"].get("creationTimestamp") or "", p["metadata"]["name"]))
+    pod, spec = chosen["metadata"]["name"], chosen["spec"]
+    containers = [c["name"] for c in spec["containers"]]
+    container = container or next((name for name in containers if name != SIDECAR), "")
+    if container not in containers:
+        raise TrafficError(f'Pod {namespace}/{pod} has no container "{container}".\nIt has {", ".join(containers)}; name one that has curl.')
+    native = [c["name"] for c in spec.get("initContainers") or ()]  # a native sidecar is an init container that stays
+    return Source(namespace, pod, container, SIDECAR in containers + native)
+
+
+_KINDS = {
+    "deploy": "deployment", "deployments": "deployment", "sts": "statefulset", "statefulsets": "statefulset", "ds": "daemonset",
+    "daemonsets": "daemonset", "rs": "replicaset", "replicasets": "replicaset", "jobs": "job", "po": "pod", "pods": "pod",
+}  # fmt: skip
+"""Short and plural names as kubectl has them."""
+
+
+def _owners(pod: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(kind, name) of the pod itself and of what it belongs to, the workload last."""
+    metadata = pod["metadata"]
+    owners = [("pod", metadata["name"])]
+    for owner in metadata.get("ownerReferences") or ():
+        owners.append((owner["kind"].lower(), owner["name"]))
+        template = (metadata.get("labels") or {}).get("pod-template-hash")
+        if owner["kind"] == "ReplicaSet" and template and owner["name"].endswith(f"-{template}"):
+            owners.append(("deployment", owner["name"].removesuffix(f"-{template}")))
+    return owners
+
+
+def _is_ready(pod: Mapping[str, Any]) -> bool:
+    status = pod.get("status") or {}
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or ())
+    return status.get("phase") == "Running" and ready and not pod["metadata"].get("deletionTimestamp")
+
+
+# -- the command and its output -----------------------------------------------------------------------------------------------------
+
+_FIELDS = ("http_code", "local_ip", "local_port", "remote_ip", "remote_port", "time_total", "size_download")
+
+
+def command(requests: Sequence[Request], timeout: int, insecure: bool, token: str) -> list[str]:
+    """The command that makes some requests one after the other: a shell, because each gets a curl process, and with it a connection, of its own.
+
+    The local port of that connection finds the request's line in the sidecar's access log, for TLS and TCP too. `token` separates the outputs;
+    it must be a word that no far end can guess. Nothing here is newer than curl 7.54.
+    """
+    options = [
+        "-q", "-g", "-i", "-sS", "--suppress-connect-headers", "--max-filesize", str(BODY_LIMIT), *(["-k"] if insecure else []),
+        "-v",  # without it curl does not tell why a connection failed
+        "-w", f"\\n{token}" + "".join(f"\\t%{{{name}}}" for name in _FIELDS) + "\\t",
+    ]  # fmt: skip
+    script = (
+        f"for url; do case $url in telnet:*) t={min(timeout, HOLD)};; *) t={timeout};; esac; "
+        f"curl {shlex.join(options)} --max-time $t \"$url\"; printf '{token} %s\\n' $?; echo {token} >&2; done"
+    )
+    return ["sh", "-c", script, "sh", *(_curl_url(request) for request in requests)]
+
+
+def seconds_at_most(requests: Sequence[Request], timeout: int) -> int:
+    """How long the command of these requests can run."""
+    return sum(min(timeout, HOLD) if request.scheme == "tcp" else timeout for request in requests)
+
+
+def _curl_url(request: Request) -> str:
+    """The URL as curl takes it. As telnet it says nothing first, so a far end that knows no HTTP is left in peace."""
+    if request.scheme != "tcp":
+        return request.url
+    return f"telnet://{_address(request.host, str(request.port))}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What curl said. `rc` is its exit code, `status` that of the HTTP answer, if any; header names are in lower case.
+
+    `local` and `remote` are ``ip:port``, None when no connection was made.
+    """
+
+    rc: int
+    error: str | None = None
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: str = ""
+    local: str | None = None
+    remote: str | None = None
+    seconds: float | None = None
+    received: int = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether somebody took the connection: with a sidecar, the sidecar."""
+        return self.local is not None
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether curl's time was over before an answer was complete. A sidecar may still be trying to connect."""
+        return self.rc == _TIMEOUT
+
+    @property
+    def seen_as(self) -> str | None:
+        """The address that the far end says the request came from: key `client`, or httpbin's `origin`."""
+        told = self._json()
+        for key in ("client", "origin"):
+            if isinstance(told.get(key), str):
+                return told[key]
+        return None
+
+    @property
+    def decorator(self) -> str | None:
+        """The header x-envoy-decorator-operation as the far end got it, where it echoes headers: a sidecar sent the request by a route of its own."""
+        told = self._json()
+        echoed = told.get("headers")
+        headers = {str(k).lower(): v for k, v in echoed.items()} if isinstance(echoed, Mapping) else {}
+        value = headers.get("x-envoy-decorator-operation") or told.get("decorator")
+        return str(value) if value else None
+
+    def _json(self) -> Mapping[str, Any]:
+        try:
+            told = json.loads(self.body)
+        except ValueError:
+            return {}
+        return told if isinstance(told, Mapping) else {}
+
+
+def parse_output(requests: Sequence[Request], token: str, stdout: str, stderr: str) -> list[Answer]:
+    """Reads the output of `command`, an answer for each request. Raises TrafficError when curl did not run to its end."""
+    ended = re.compile(rf"{token} (\d+)\n")
+    texts, codes = ended.split(stdout)[:-1:2], ended.findall(stdout)
+    errors = stderr.split(f"{token}\n")
+    if len(codes) != len(requests):
+        raise TrafficError(f"The requests ended after {len(codes)} of {len(requests)}: {_one_line(errors[-1] or stdout)}.\n{NEEDS}")
+    return [_answer(int(rc), *text.rpartition(f"\n{token}\t")[::2], error) for rc, text, error in zip(codes, texts, errors, strict=False)]
+
+
+NEEDS = "The container needs sh, curl 7.54 or newer, and memory for it; choose another with container or workload."
+
+
+def _answer(rc: int, before: str, written: str, stderr: str) -> Answer:
+    values = dict(zip(_FIELDS, written.split("\t"), strict=False))
+    if len(values) != len(_FIELDS):
+        raise TrafficError(f"curl did not run to its end (exit code {rc}): {_one_line(stderr) or 'it said nothing'}.\n{NEEDS}")
+    headers, body = _split(before)
+    return Answer(
+        rc=rc,
+        error=_error(stderr),
+        status=int(values["http_code"]) or None,
+        headers=headers,
+        body=body,
+        local=_address(values["local_ip"], values["local_port"]),
+        remote=_address(values["remote_ip"], values["remote_port"]),
+        seconds=round(_number(values["time_total"]), 3),
+        received=int(_number(values["size_download"])),
+    )
+
+
+def _error(stderr: str) -> str | None:
+    """curl's last word, with the reason of a failed connection, which only the verbose output has."""
+    error = next((line.strip() for line in stderr.splitlines() if line.startswith("curl: (")), None)
+    reason = re.search(r"^\* connect to .* failed: (.+)$", stderr, re.MULTILINE)
+    return f"{error} ({reason[1].strip()})" if error and reason and error.startswith(f"curl: ({_CONNECT})") else error
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:200]
+
+
+def _number(text: str) -> float:
+    """curl writes the decimal comma of the container's locale."""
+    return float(text.replace(",", "."))
+
+
+_BLOCK = re.compile(r"HTTP/[\d.]+ (\d{3})[^\n]*\n((?:[^\r\n]+\r?\n)*)\r?\n")
+
+
+def _split(text: str) -> tuple[dict[str, str], str]:
+    """Headers and body of ``curl -i`` output; of several header blocks (100, 103) the last."""
+    headers: dict[str, str] = {}
+    while block := _BLOCK.match(text):
+        text = text[block.end() :]
+        headers = {name.strip().lower(): value.strip() for name, _sep, value in (line.partition(":") for line in block[2].splitlines())}
+        if block[1][0] != "1":
+            break
+    return headers, text
+
+
+def _address(ip: str, port: str) -> str | None:
+    """Address as Envoy writes it: IPv6 in brackets."""
+    if not ip or port in ("", "0"):
+        return None
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+# -- the sidecar's access log -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """What the sidecar wrote about one request. Fields that it leaves empty (``-``) are empty strings."""
+
+    line: str
+    client: str
+    flags: str = ""
+    details: str = ""
+    cluster: str = ""
+    route: str = ""
+    sni: str = ""
+    upstream_host: str = ""
+    upstream_local: str = ""
+    failure: str = ""
+
+    @property
+    def host(self) -> str:
+        """The host of a cluster such as ``outbound|443||www.google.com``; empty for clusters that are of no host."""
+        parts = self.cluster.split("|")
+        return parts[3] if len(parts) == 4 and parts[0] == "outbound" else ""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the sidecar had a connection to the next hop: only then has it an address of its own on that side."""
+        return bool(self.upstream_local)
+
+
+_TOKEN = re.compile(r'\[[^\]]*\]|"(?:[^"\\]|\\.)*"|\S+')
+_TEXT = {"flags": 3, "details": 4, "failure": 6, "upstream_host": 15, "cluster": 16, "upstream_local": 17, "client": 19, "sni": 20, "route": 21}
+"""Places in Istio's default text format (istio/istio pkg/config/model, ``EnvoyTextLogFormat``)."""
+_JSON = {
+    "flags": "response_flags", "details": "response_code_details", "failure": "upstream_transport_failure_reason", "upstream_host": "upstream_host",
+    "cluster": "upstream_cluster", "upstream_local": "upstream_local_address", "client": "downstream_remote_address", "sni": "requested_server_name",
+    "route": "route_name",
+}  # fmt: skip
+
+
+def parse_log(text: str, clients: Iterable[str]) -> dict[str, LogLine]:
+    """The lines about connections from `clients` (``ip:port``), by client; of several lines the last.
+
+    Reads Istio's default text and JSON formats. Lines of other formats, and other lines, are passed over.
+    """
+    wanted, found = set(clients), {}
+    for line in text.splitlines():
+        entry = _parse_line(line.strip())
+        if entry and entry.client in wanted:
+            found[entry.client] = entry
+    return found
+
+
+def _parse_line(line: str) -> LogLine | None:
+    if line.startswith("{"):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            return None
+        fields = {name: values.get(key) for name, key in _JSON.items()}
+    elif line.startswith("["):
+        tokens = _TOKEN.findall(line)
+        if len(tokens) <= max(_TEXT.values()):
+            return None
+        fields = {name: tokens[place].strip('"') for name, place in _TEXT.items()}
+    else:
+        return None
+    return LogLine(line, **{name: "" if value in (None, "-") else str(value) for name, value in fields.items()})
+
+
+# -- the verdict --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the far end got the request and answered: `word` is ``allowed``, ``blocked``, or ``unknown`` where nothing tells.
+
+    `by` says who stopped a blocked request: ``mesh``, ``dns``, ``far end``, ``network`` (nobody answered), ``client`` (curl refused the far
+    end's certificate) or ``unknown``; None when it was allowed.
+    `via` says which way an allowed request took: ``registered`` (the sidecar's cluster of that host), ``passthrough``, ``gateway`` (the
+    sidecar's cluster of another host, a Service of the cluster), ``no sidecar``, or ``unknown``; None when it was blocked.
+    """
+
+    word: str
+    by: str | None
+    via: str | None
+    reason: str
+
+
+_OWN_ANSWERS = ("", "RBAC: access denied", "no healthy upstream", "upstream connect error or disconnect", "upstream request timeout")
+"""How the bodies begin of answers that Envoy makes by itself."""
+_REFUSED = re.compile(r"refused|connect_error:_111", re.IGNORECASE)
+_NO_LINE = "no access log line (access logs off, or the request did not pass the sidecar)"
+_PASSTHROUGH = ("PassthroughCluster", "AllowAnyDynamicDNSCluster")
+
+
+def judge(request: Request, answer: Answer, line: LogLine | None, sidecar: bool) -> Verdict:
+    """The verdict on one request, from curl's answer and the sidecar's log line (None when there is none)."""
+    if answer.rc in _RESOLVE:
+        return _blocked("dns", f"{request.host} has no address: {answer.error}")
+    if line:
+        return _judge_logged(request, answer, line)
+    return _judge_unlogged(request, answer, sidecar)
+
+
+def _judge_logged(request: Request, answer: Answer, line: LogLine) -> Verdict:
+    via, flags = _via(request, line), line.flags.split(",")
+    behind = "unknown" if via == "gateway" else "far end"  # who stopped what went on from the sidecar's next hop
+    next_hop = line.upstream_host or "the next hop"
+    if line.cluster == "BlackHoleCluster":
+        return _blocked("mesh", f"no host is declared for port {request.port}: BlackHoleCluster, flags {line.flags}")
+    if line.route == "block_all":
+        return _blocked("mesh", f"the host is not declared: route block_all, {line.details}")
+    if "UF" in flags:
+        by = "mesh" if via == "gateway" else "far end" if _REFUSED.search(line.failure) else "network"
+        return _blocked(by, f"the sidecar could not connect to {next_hop} ({line.cluster}): {line.failure or line.flags}")
+    if "UH" in flags:
+        return _blocked("mesh", f"the sidecar has no address for it: {line.cluster}, flags {line.flags}")
+    # Inside TLS and TCP the sidecar sees no status (details are empty then), so an answer came from behind it.
+    if answer.status and line.details not in ("", "via_upstream"):
+        return _blocked(behind if line.connected else "mesh", f"the sidecar answered {answer.status} by itself: {line.details}, flags {line.flags or '-'}")
+    if answer.status and via == "gateway" and request.scheme == "http" and _is_own_answer(answer):
+        return _blocked("mesh", f"the gateway answered {answer.status} by itself ({answer.body.strip()[:60] or 'empty body'}): {line.cluster}")
+    if answer.rc in _CERTIFICATE:
+        return _blocked("client", f"{answer.error}; {line.cluster}")
+    if answer.status or (request.scheme == "tcp" and line.connected and (via != "gateway" or answer.gave_up or answer.received)):
+        return Verdict("allowed", None, via, line.cluster)
+    if not line.connected:
+        by = "network" if answer.gave_up and line.cluster else "unknown"
+        return _blocked(by, f"the sidecar had no connection to {next_hop} ({line.cluster or 'no cluster'}): {answer.error}")
+    return _blocked(behind, f"connected by {line.cluster}, no answer: {answer.error}")
+
+
+def _judge_unlogged(request: Request, answer: Answer, sidecar: bool) -> Verdict:
+    via, missing = ("unknown", _NO_LINE) if sidecar else ("no sidecar", "the pod has no sidecar")
+    if answer.status and sidecar and request.scheme == "http" and _is_own_answer(answer):
+        if answer.headers.get("server") == "envoy" and "x-envoy-upstream-service-time" not in answer.headers:
+            return _blocked("mesh", f"an answer of the sidecar (server envoy, {answer.body.strip()[:60] or 'empty body'}); {missing}")
+    if answer.rc in _CERTIFICATE:
+        return _blocked("client", f"{answer.error}; {missing}")
+    if answer.status:
+        return Verdict("allowed", None, via, missing)
+    if answer.rc == _CONNECT:
+        return _blocked("far end" if _REFUSED.search(answer.error or "") else "network", f"{answer.error}; {missing}")
+    if not answer.connected:
+        return _blocked("network" if answer.gave_up else "unknown", f"{answer.error}; {missing}")
+    if request.scheme == "tcp" and (answer.received or not sidecar):
+        return Verdict("allowed", None, via, f"the far end {'spoke' if answer.received else 'took the connection'}; {missing}")
+    if request.scheme == "tcp" and answer.gave_up:
+        return Verdict("unknown", None, None, f"the sidecar took the connection, nothing tells whether the far end did: {missing}")
+    return _blocked("unknown" if sidecar else "far end", f"{answer.error or 'closed without a word'}; {missing}")
+
+
+def _blocked(by: str, reason: str) -> Verdict:
+    return Verdict("blocked", by, None, reason)
+
+
+def _is_own_answer(answer: Answer) -> bool:
+    body = answer.body.strip()
+    return answer.status in (403, 404, 502, 503, 504) and any(body.startswith(text) if text else not body for text in _OWN_ANSWERS)
+
+
+def _via(request: Request, line: LogLine) -> str:
+    if line.cluster in _PASSTHROUGH:
+        return "passthrough"
+    if not line.host:
+        return "unknown"
+    named = line.host == request.host or line.host.startswith(f"{request.host}.") or line.host.startswith("*.")
+    return "gateway" if ".svc." in line.host and not named else "registered"
+
+
+# -- the result ---------------------------------------------------------------------------------------------------------------------
+
+
+def is_met(request: Request, verdict: Verdict) -> bool | None:
+    """Whether the expectation is met; None without one.
+
+    That a request was blocked is not proven by a far end that was reached and is down or not believed: it fails the expectation `blocked`.
+    """
+    if request.expect is None:
+        return None
+    return verdict.word == request.expect and verdict.by not in ("far end", "client")
+
+
+def row(request: Request, answer: Answer, line: LogLine | None, verdict: Verdict, attempts: int) -> dict[str, Any]:
+    """One row of the result, evidence included."""
+    return {
+        "url": request.url,
+        "result": str(answer.status) if answer.status else _tcp_result(answer) if request.scheme == "tcp" else f"exit {answer.rc}",
+        "verdict": verdict.word,
+        "by": verdict.by,
+        "via": verdict.via,
+        "reason": verdict.reason,
+        "expect": request.expect,
+        "met": is_met(request, verdict),
+        "attempts": attempts,
+        "status": answer.status,
+        "rc": answer.rc,
+        "error": answer.error,
+        "seconds": answer.seconds,
+        "local": answer.local,
+        "remote": answer.remote,
+        "seen_as": answer.seen_as,
+        "decorator": answer.decorator,
+        "log": {
+            "flags": line.flags, "details": line.details, "failure": line.failure, "cluster": line.cluster, "route": line.route,
+            "sni": line.sni, "upstream_host": line.upstream_host, "line": line.line,
+        } if line else None,
+    }  # fmt: skip
+
+
+def _tcp_result(answer: Answer) -> str:
+    """Held open until curl's own time was over, closed before that, or not connected at all."""
+    if not answer.connected:
+        return f"exit {answer.rc}"
+    return "open" if answer.gave_up else "closed"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rows as aligned lines of plain text, a line of headings first."""
+    lines = [("REQUEST", "RESULT", "VERDICT", "EXPECTED", "VIA", "EVIDENCE")]
+    for r in rows:
+        verdict = r["verdict"] + _BY.get(r["by"], "")
+        expected = "-" if r["expect"] is None else r["expect"] if r["met"] else f"{r['expect']}: NO"
+        seen = f"; the far end saw {r['seen_as']}" if r["seen_as"] else ""
+        lines.append((r["url"], r["result"], verdict, expected, r["via"] or "-", r["reason"] + seen))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
+    return ["  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]) for line in lines]
+
+
+_BY = {"mesh": " by the mesh", "network": " by the network", "far end": " by the far end", "client": " by the client", "dns": " by DNS"}
+
+
+def complaint(rows: Sequence[Mapping[str, Any]], source: Source) -> str:
+    """The message of a task whose expectations were not all met: how many, and the rows of those."""
+    unmet = [r for r in rows if r["met"] is False]
+    verb = "was" if len(unmet) == 1 else "were"
+    return "\n".join([f"{len(unmet)} of {len(rows)} requests {verb} not as expected (from pod {source.namespace}/{source.pod}):", *table(unmet)])
+
+
+def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What meets its expectation and proves little."""
+    hollow = [r["url"] for r in rows if r["met"] and r["by"] == "dns"]
+    return [f"{url} was blocked as expected, but by DNS, which proves nothing about the mesh: check the name." for url in hollow]
