@@ -28,7 +28,6 @@ class Outcome:
     """What carrying out a plan came to."""
 
     follow_seconds: float | None = None
-    requests: int = 0
 
 
 @dataclass
@@ -48,9 +47,7 @@ def converge(make_plan: Callable[[], Plan], cluster: Cluster, check: bool, waite
     for attempt in range(1, ATTEMPTS + 1):
         plan = make_plan()
         try:
-            outcome = _try(plan, cluster) if check else _apply(plan, cluster, waiter)
-            outcome.requests = cluster.requests
-            return plan, outcome
+            return plan, _try(plan, cluster) if check else _apply(plan, cluster, waiter)
         except ApplyError as error:
             if not error.cause.is_conflict or attempt == ATTEMPTS:
                 raise

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 FIELD_MANAGER = "istio-egress"
 TRIES = 4
@@ -28,28 +30,36 @@ TIMEOUT = (10, 60)
 
 @dataclass(frozen=True)
 class Kind:
-    """Where a kind lives in the API, and which typed class of the client serves it (``CustomObjectsApi`` when `api` is empty)."""
+    """Where a kind lives in the API."""
 
     name: str
     group: str
     version: str
     plural: str
-    api: str = ""
-    snake: str = ""
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
+        """The URL path of the collection, an object, or a part of one."""
+        parts = ["", "apis" if self.group else "api", self.api_version]
+        parts += ["namespaces", namespace] if namespace else []
+        return "/".join([*parts, self.plural, *(p for p in (name, subresource) if p)])
 
 
 KINDS = {
-    k.name: k
-    for k in (
+    kind.name: kind
+    for kind in (
         Kind("ServiceEntry", "networking.istio.io", "v1", "serviceentries"),
         Kind("Sidecar", "networking.istio.io", "v1", "sidecars"),
         Kind("Gateway", "networking.istio.io", "v1", "gateways"),
         Kind("DestinationRule", "networking.istio.io", "v1", "destinationrules"),
         Kind("VirtualService", "networking.istio.io", "v1", "virtualservices"),
-        Kind("Service", "", "v1", "services", "CoreV1Api", "service"),
-        Kind("ConfigMap", "", "v1", "configmaps", "CoreV1Api", "config_map"),
-        Kind("Pod", "", "v1", "pods", "CoreV1Api", "pod"),
-        Kind("Deployment", "apps", "v1", "deployments", "AppsV1Api", "deployment"),
+        Kind("ConfigMap", "", "v1", "configmaps"),
+        Kind("Pod", "", "v1", "pods"),
+        Kind("Service", "", "v1", "services"),
+        Kind("Deployment", "apps", "v1", "deployments"),
     )
 }
 """The kinds that this collection touches. A module that knows its kinds needs no discovery (which costs kubernetes.core up to 149 requests)."""
@@ -98,16 +108,15 @@ class Cluster:
     """
 
     def __init__(self, auth: Mapping[str, Any] | None = None) -> None:
-        import kubernetes  # imported here: it is the whole cost of a task, and argument errors must not pay it
+        # Imported here: it is nearly the whole cost of a task, and argument errors must not pay it. For the same reason the typed API classes are not
+        # used (CoreV1Api alone costs 1.6 s of CPU to load in release 37): the client gives configuration, credentials, TLS and the connection pool.
+        import kubernetes
         import urllib3
 
-        self._kubernetes, self._http_error = kubernetes, urllib3.exceptions.HTTPError
+        self._kubernetes, self._urllib3 = kubernetes, urllib3
         self._auth = dict(auth or {})
         self._configuration = self._load()
-        self._client = self._new_client()
-        self._patcher = self._new_client()
-        self._patcher.set_default_header("Content-Type", "application/json-patch+json")  # for custom objects the client only knows merge-patch
-        self._apis: dict[tuple[str, bool], Any] = {}
+        self._client = kubernetes.client.ApiClient(self._configuration)
         self._lock = threading.Lock()
         self.requests = 0
         """How many HTTP requests were sent, retries included; the measure of `tests/bench`."""
@@ -115,10 +124,12 @@ class Cluster:
     # -- objects ------------------------------------------------------------------------------------------------------------------
 
     def list(self, kind: str, namespace: str | None = None, labels: str | None = None) -> list[dict[str, Any]]:
-        """All objects of a kind, in one namespace or (None) in all of them. One request for any number that the server has in its cache."""
-        selector = {"label_selector": labels} if labels else {}
-        verb = "list_namespaced" if namespace else "list"
-        return self._call(verb, kind, "list", namespace, None, **selector).get("items") or []
+        """All objects of a kind, in one namespace or (None) in all of them. One request for any number."""
+        answer = self._call("GET", "list", kind, namespace, None, {"labelSelector": labels} if labels else {})
+        for item in answer["items"]:  # a list names its kind once, for all of its items
+            item.setdefault("kind", kind)
+            item.setdefault("apiVersion", KINDS[kind].api_version)
+        return answer["items"]
 
     def list_visible(self, kind: str, namespace: str) -> list[dict[str, Any]]:
         """All objects of a kind in the cluster, or, where that is forbidden, those of `namespace`."""
@@ -132,7 +143,7 @@ class Cluster:
     def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         """One object, or None when the server says that there is none."""
         try:
-            return self._call("get_namespaced", kind, "get", namespace, name)
+            return self._call("GET", "get", kind, namespace, name)
         except ClusterError as error:
             if error.status == 404:
                 return None
@@ -140,15 +151,16 @@ class Cluster:
 
     def create(self, obj: Mapping[str, Any], dry_run: bool = False) -> dict[str, Any]:
         """Creates `obj`. Unknown fields are an error, as ``kubectl --validate=strict`` has it."""
-        return self._call("create_namespaced", obj["kind"], "create", *_where(obj), body=dict(obj), **_write(dry_run), field_validation="Strict")
+        kind, namespace, name = _where(obj)
+        return self._call("POST", "create", kind, namespace, name, {**_write(dry_run), "fieldValidation": "Strict"}, obj)
 
     def replace(self, obj: Mapping[str, Any], dry_run: bool = False) -> dict[str, Any]:
         """Writes the whole object at the resourceVersion in its metadata; a newer one on the server is a conflict (409)."""
-        return self._call("replace_namespaced", obj["kind"], "update", *_where(obj), body=dict(obj), **_write(dry_run), field_validation="Strict")
+        return self._call("PUT", "update", *_where(obj), {**_write(dry_run), "fieldValidation": "Strict"}, obj)
 
     def patch(self, kind: str, namespace: str, name: str, operations: list[dict[str, Any]], dry_run: bool = False) -> dict[str, Any]:
         """A JSON patch (RFC 6902), so that nothing but the paths named is written."""
-        return self._call("patch_namespaced", kind, "patch", namespace, name, body=operations, **_write(dry_run))
+        return self._call("PATCH", "patch", kind, namespace, name, _write(dry_run), operations)
 
     def delete(self, obj: Mapping[str, Any], dry_run: bool = False) -> None:
         """Deletes the object that was read: another one of the same name (other uid) is a conflict. One that is gone already is fine.
@@ -157,13 +169,9 @@ class Cluster:
         the parameter is sent too, for the audit log.
         """
         uid = obj["metadata"].get("uid")
-        body: Any = {"preconditions": {"uid": uid}} if uid else {}
-        arguments: dict[str, Any] = {}
-        if dry_run:
-            body["dryRun"] = ["All"]
-            arguments["dry_run"] = "All"
+        body = {**({"preconditions": {"uid": uid}} if uid else {}), **({"dryRun": ["All"]} if dry_run else {})}
         try:
-            self._call("delete_namespaced", obj["kind"], "delete", *_where(obj), body=body, **arguments)
+            self._call("DELETE", "delete", *_where(obj), {"dryRun": "All"} if dry_run else {}, body)
         except ClusterError as error:
             if error.status != 404:
                 raise
@@ -171,21 +179,29 @@ class Cluster:
     # -- pods ---------------------------------------------------------------------------------------------------------------------
 
     def exec(self, namespace: str, pod: str, container: str, command: list[str], timeout: float = 30) -> tuple[int, str, str]:
-        """Runs `command` in a container: (exit code, stdout, stderr). Safe to call from several threads.
-
-        Each call makes a client of its own: until release 37 ``kubernetes.stream`` swaps a method of the client while it runs.
-        """
-        core = self._kubernetes.client.CoreV1Api(self._new_client())
+        """Runs `command` in a container: (exit code, stdout, stderr). Safe to call from several threads."""
+        query = [("container", container), ("stdout", "true"), ("stderr", "true"), *(("command", word) for word in command)]
+        headers = {name.lower(): value for name, value in self._login().items()}
+        # Of all headers the client sends these two over a websocket, so whom to act for travels in the second one's value, as lines of its own.
+        acting = [f"{name}: {value}" for name, value in self._impersonation()]
+        if acting:
+            headers["sec-websocket-protocol"] = "\r\n".join(["v4.channel.k8s.io", *acting])
         self._count()
         try:
-            stream = self._kubernetes.stream.stream(
-                core.connect_get_namespaced_pod_exec, pod, namespace, container=container, command=command,
-                stdin=False, stdout=True, stderr=True, tty=False, _preload_content=False,
-            )  # fmt: skip
+            stream = self._kubernetes.stream.ws_client.websocket_call(
+                self._configuration,
+                "GET",
+                self._configuration.host + KINDS["Pod"].path(namespace, pod, "exec"),
+                query_params=query,
+                headers=headers,
+                _preload_content=False,
+            )
         except self._kubernetes.client.ApiException as error:
-            raise self._error(error, "exec into", "Pod", namespace, pod) from error
-        except Exception as error:
-            raise ClusterError(0, type(error).__name__, _one_line(error), "exec into", "Pod", namespace, pod) from error
+            refused = re.match(r"Handshake status (\d+) (\w+)", error.reason or "")
+            status, reason = (int(refused[1]), refused[2]) if refused else (0, "")
+            body = re.search(r'"message":\s*"((?:[^"\\]|\\.)*)"', error.reason or "")
+            message = body[1].replace('\\"', '"') if body else _one_line(error.reason)
+            raise ClusterError(status, reason, message, "exec into", "Pod", namespace, pod) from error
         out: list[str] = []
         err: list[str] = []
         deadline = time.monotonic() + timeout
@@ -206,66 +222,55 @@ class Cluster:
 
     def log(self, namespace: str, pod: str, container: str, since_seconds: int | None = None, tail_lines: int | None = None) -> str:
         """The container's log as text; `since_seconds` counts back from the server's clock."""
-        arguments = {k: v for k, v in (("since_seconds", since_seconds), ("tail_lines", tail_lines)) if v is not None}
-        return self._raw("CoreV1Api", "read_namespaced_pod_log", "read the log of", "Pod", namespace, pod, container=container, **arguments)
+        query = {"container": container, "sinceSeconds": since_seconds, "tailLines": tail_lines}
+        return self._send("GET", "read the log of", "Pod", namespace, pod, {k: v for k, v in query.items() if v is not None}, subresource="log")
 
     # -- the wire -----------------------------------------------------------------------------------------------------------------
 
-    def _call(self, verb: str, kind: str, said: str, namespace: str | None, name: str | None, **arguments: Any) -> dict[str, Any]:
-        """One API call as a dictionary. `verb` is that of CustomObjectsApi; typed classes name their methods after the kind."""
-        k = KINDS[kind]
-        if k.api:
-            method = {"list": f"list_{k.snake}_for_all_namespaces", "get_namespaced": f"read_namespaced_{k.snake}"}.get(verb, f"{verb}_{k.snake}")
-            api = k.api
-        else:
-            method = "list_cluster_custom_object" if verb == "list" else f"{verb}_custom_object"
-            arguments.update(group=k.group, version=k.version, plural=k.plural)
-            api = "CustomObjectsApi"
-        text = self._raw(api, method, said, kind, namespace, name, **arguments)
-        answer = json.loads(text)
-        if "items" in answer:  # a list names its kind once, for all of its items
-            for item in answer["items"]:
-                item.setdefault("kind", kind)
-                item.setdefault("apiVersion", f"{k.group}/{k.version}".lstrip("/"))
-        return answer
+    def _call(self, method: str, said: str, kind: str, namespace: str | None, name: str | None, query: Any = None, body: Any = None) -> dict[str, Any]:
+        return json.loads(self._send(method, said, kind, namespace, name, query, body))
 
-    def _raw(self, api: str, method: str, said: str, kind: str, namespace: str | None, name: str | None, **arguments: Any) -> str:
-        """Sends one request, again when the server is busy, and returns the body undecoded: models would cost time and drop unknown fields."""
-        if namespace:
-            arguments["namespace"] = namespace
-        if name and not method.startswith("create_"):  # the body names a new object, the path does not
-            arguments["name"] = name
-        arguments.update(_preload_content=False, _request_timeout=TIMEOUT)
-        patches = method.startswith("patch_")
-        if (api, patches) not in self._apis:
-            self._apis[api, patches] = getattr(self._kubernetes.client, api)(self._patcher if patches else self._client)
-        call = getattr(self._apis[api, patches], method)
+    def _send(
+        self, method: str, said: str, kind: str, namespace: str | None, name: str | None, query: Any = None, body: Any = None, subresource: str | None = None
+    ) -> str:
+        """Sends one request, again when the server is busy, and returns the body of the answer."""
+        path = KINDS[kind].path(namespace, None if method == "POST" else name, subresource)
+        url = self._configuration.host + path + (f"?{urlencode(query)}" if query else "")
+        headers = self._urllib3.HTTPHeaderDict({"Accept": "application/json, */*", "User-Agent": FIELD_MANAGER, **self._login()})
+        for header, value in self._impersonation():
+            headers.add(header, value)  # one line for each group
+        if body is not None:
+            headers["Content-Type"] = "application/json-patch+json" if method == "PATCH" else "application/json"
+        arguments = {"headers": headers, "body": None if body is None else json.dumps(body), "timeout": self._urllib3.Timeout(*TIMEOUT)}
         for attempt in range(1, TRIES + 1):
             self._count()
             try:
-                return call(**arguments).data.decode("utf-8")
-            except self._kubernetes.client.ApiException as error:
-                if error.status in (429, 503) and attempt < TRIES:
-                    time.sleep(_retry_after(error.headers, attempt))
-                    continue
-                raise self._error(error, said, kind, namespace, name) from error
-            except (self._http_error, OSError) as error:
+                answer = self._client.rest_client.pool_manager.request(method, url, **arguments)
+            except (self._urllib3.exceptions.HTTPError, OSError) as error:
                 raise self._unreachable(error) from error
+            text = answer.data.decode("utf-8", "replace")
+            if answer.status < 400:
+                return text
+            if answer.status not in (429, 503) or attempt == TRIES:
+                raise _refused(answer, text, said, kind, namespace, name)
+            time.sleep(_retry_after(answer.headers, attempt))
         raise AssertionError("unreachable")
+
+    def _login(self) -> dict[str, str]:
+        """The header that says who asks; tokens are renewed here, by the client's own hook."""
+        settings = self._configuration.auth_settings().values()
+        headers = {s["key"]: s["value"] for s in settings if s["in"] == "header" and s["value"]}
+        if not headers and self._auth.get("username"):
+            headers["authorization"] = self._configuration.get_basic_auth_token()
+        return headers
+
+    def _impersonation(self) -> list[tuple[str, str]]:
+        user, groups = self._auth.get("impersonate_user"), self._auth.get("impersonate_groups") or []
+        return [*([("Impersonate-User", user)] if user else []), *(("Impersonate-Group", group) for group in groups)]
 
     def _count(self) -> None:
         with self._lock:
             self.requests += 1
-
-    @staticmethod
-    def _error(error: Any, said: str, kind: str, namespace: str | None, name: str | None) -> ClusterError:
-        body = error.body.decode("utf-8", "replace") if isinstance(error.body, bytes) else (error.body or "")
-        try:
-            status = json.loads(body)
-            message, reason = status.get("message") or "", status.get("reason") or error.reason
-        except (ValueError, AttributeError):
-            message, reason = body, error.reason
-        return ClusterError(error.status or 0, reason or "", _one_line(message or error.reason or error), said, kind, namespace, name)
 
     def _unreachable(self, error: Exception) -> ClusterUnreachable:
         text, host = _one_line(error).rstrip(")'\" "), self._configuration.host
@@ -337,17 +342,6 @@ class Cluster:
 
         return make_headers(**{name: value for name, value in options.items() if value})
 
-    def _new_client(self) -> Any:
-        client = self._kubernetes.client.ApiClient(self._configuration)
-        if self._auth.get("username") and not self._auth.get("api_key"):
-            client.set_default_header("Authorization", self._configuration.get_basic_auth_token())
-        if self._auth.get("impersonate_user"):
-            client.set_default_header("Impersonate-User", self._auth["impersonate_user"])
-        groups = self._auth.get("impersonate_groups") or []
-        if groups:
-            _send_groups(client, groups)
-        return client
-
 
 _PLAIN_OPTIONS = {
     "host": "host", "username": "username", "password": "password", "client_cert": "cert_file", "client_key": "key_file",
@@ -355,32 +349,22 @@ _PLAIN_OPTIONS = {
 }  # fmt: skip
 
 
-def _send_groups(client: Any, groups: list[str]) -> None:
-    """Sends one ``Impersonate-Group`` header per group.
-
-    The client's headers are a dictionary, which can hold one; urllib3's HTTPHeaderDict holds several of one name, so the last stage
-    before the wire (`rest_client.pool_manager.request`) is given one of those.
-    """
-    from urllib3 import HTTPHeaderDict
-
-    manager = client.rest_client.pool_manager
-    request = manager.request
-
-    def with_groups(method: str, url: str, **arguments: Any) -> Any:
-        headers = HTTPHeaderDict(arguments.pop("headers", None) or {})
-        for group in groups:
-            headers.add("Impersonate-Group", group)
-        return request(method, url, headers=headers, **arguments)
-
-    manager.request = with_groups
-
-
-def _where(obj: Mapping[str, Any]) -> tuple[str, str | None]:
-    return obj["metadata"]["namespace"], obj["metadata"].get("name")
+def _where(obj: Mapping[str, Any]) -> tuple[str, str, str]:
+    return obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]
 
 
 def _write(dry_run: bool) -> dict[str, Any]:
-    return {"field_manager": FIELD_MANAGER, **({"dry_run": "All"} if dry_run else {})}
+    return {"fieldManager": FIELD_MANAGER, **({"dryRun": "All"} if dry_run else {})}
+
+
+def _refused(answer: Any, text: str, said: str, kind: str, namespace: str | None, name: str | None) -> ClusterError:
+    """The error of an answer, in the words of its Status object where it has one."""
+    try:
+        status = json.loads(text)
+        message, reason = status.get("message"), status.get("reason")
+    except (ValueError, AttributeError):
+        message, reason = text, None
+    return ClusterError(answer.status, reason or answer.reason or "", _one_line(message or answer.reason), said, kind, namespace, name)
 
 
 def _retry_after(headers: Mapping[str, str] | None, attempt: int) -> float:

@@ -36,6 +36,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._objects impo
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait, host_changes
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import (
     HTTP_PROTOCOLS,
+    KNOWN_SCOPE,
     MANAGED_BY,
     MANAGED_BY_LABEL,
     TLS_PROTOCOLS,
@@ -45,8 +46,6 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._policy impor
 
 HTTP_PORT, TLS_PORT = 80, 443
 """Ports of the gateway's Service."""
-KNOWN_SCOPE = "known"
-"""Scope of the ServiceEntries that make hosts known to the clients of a gateway; the gateway's own have the clients' namespace as scope."""
 PLAIN, MUTUAL = "plain", "mutual_tls"
 KINDS = ("ServiceEntry", "Gateway", "DestinationRule", "VirtualService")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Declared, owner_of, policy_of
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import TLS_PROTOCOLS, PolicyError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HTTP_PROTOCOLS, KNOWN_SCOPE, TLS_PROTOCOLS, PolicyError
 
 
 def check_clashes(wanted: Iterable[Declared], live: Iterable[Mapping[str, Any]], namespace: str, policy: str) -> list[str]:
@@ -23,12 +23,16 @@ def check_clashes(wanted: Iterable[Declared], live: Iterable[Mapping[str, Any]],
     """
     others: dict[str, list[Mapping[str, Any]]] = {}
     for obj in live:
+        if (policy_of(obj) or "").endswith(f".{KNOWN_SCOPE}"):
+            continue  # the clients' route to a gateway decides for these, and they leave together with it
         if policy_of(obj) != policy or obj["metadata"]["namespace"] != namespace:
             for host in obj["spec"].get("hosts") or []:
                 others.setdefault(host, []).append(obj)
     warnings = []
     for declared in wanted:
         entry = declared.entry
+        for port in entry.captures:
+            _check_capture(entry.host, port.number, (o for objects in others.values() for o in objects if _meet(o, declared, namespace)))
         for obj in others.get(entry.host, ()):
             if not _meet(obj, declared, namespace):
                 continue
@@ -48,6 +52,17 @@ def check_clashes(wanted: Iterable[Declared], live: Iterable[Mapping[str, Any]],
                     )
             warnings.append(f"{entry.host} is also declared by {name} ({whose}); the older one decides, and removing yours does not close it.")
     return warnings
+
+
+def _check_capture(host: str, number: int, others: Iterable[Mapping[str, Any]]) -> None:
+    for obj in others:
+        opaque = [p for p in obj["spec"].get("ports") or [] if p["number"] == number and (p.get("protocol") or "TCP") not in HTTP_PROTOCOLS | TLS_PROTOCOLS]
+        if opaque and not obj["spec"].get("addresses") and obj["spec"].get("hosts") != [host]:
+            name = f"ServiceEntry {obj['metadata']['namespace']}/{obj['metadata']['name']} ({owner_of(obj)})"
+            raise PolicyError(
+                f"{name} already captures every connection to port {number}, for {obj['spec']['hosts'][0]}; sidecars would send it to one of the two.\n"
+                f"Give the addresses of {host}, or have the other one removed."
+            )
 
 
 def _meet(obj: Mapping[str, Any], declared: Declared, namespace: str) -> bool:

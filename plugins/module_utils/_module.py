@@ -85,7 +85,8 @@ class EgressModule(AnsibleModule):
     def cluster(self) -> Cluster:
         """A connection made of the authentication options. Ends the module when the client library is missing."""
         try:
-            return Cluster({name: self.params.get(name) for name in AUTH_OPTIONS})
+            self._cluster = Cluster({name: self.params.get(name) for name in AUTH_OPTIONS})
+            return self._cluster
         except ImportError as error:
             self.fail_json(msg=f"{missing_required_lib('kubernetes>=29.0.0')} ({error})")
             raise
@@ -109,7 +110,7 @@ class EgressModule(AnsibleModule):
             objects=[change.reference() for change in plan.final()],
             steps=plan.lines(),
             follow_seconds=outcome.follow_seconds,
-            requests=outcome.requests,
+            requests=self._cluster.requests,
             **({"diff": [_diff(change) for change in plan.final()]} if self._diff else {}),
             **result,
         )
@@ -166,7 +167,7 @@ class EgressModule(AnsibleModule):
         for name in ("namespace", "istio_namespace", "revision"):
             if self.params.get(name) == "":
                 self.fail_json(
-                    msg=f"{name} is empty: perhaps a variable of the playbook has no value.\nGive it a value, or leave the option out for its default."
+                    msg=f"{name} is empty: perhaps a variable of the playbook has no value.\nGive it a value: an empty one never means the whole mesh."
                 )
 
     def _mask_kubeconfig(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import (
     HOSTS_ANNOTATION,
+    IP_DOMAIN,
     MANAGED_BY,
     MANAGED_BY_LABEL,
     MAX_HOSTS,
@@ -258,7 +259,7 @@ def _service_entry(name: str, namespace: str, policy: str, declared: list[Declar
     }
     if first.resolution == "STATIC":
         spec["endpoints"] = [{"address": a} for a in first.addresses]
-    if first.addresses and (first.is_opaque or first.resolution != "STATIC"):
+    if first.addresses and (first.is_opaque or first.resolution != "STATIC" or first.host.endswith(f".{IP_DOMAIN}")):
         spec["addresses"] = list(first.addresses)
     return {
         "apiVersion": NETWORKING,

@@ -21,6 +21,8 @@ MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGED_BY = "istio-egress"
 POLICY_LABEL = "istio-egress.meshops.io/policy"
 SCOPE_LABEL = "istio-egress.meshops.io/scope"
+KNOWN_SCOPE = "known"
+"""Scope of the ServiceEntries that make hosts known to the clients of a gateway; the gateway's own have the clients' namespace as scope."""
 HOSTS_ANNOTATION = "istio-egress.meshops.io/hosts"
 
 MAX_HOSTS = 256
@@ -86,6 +88,11 @@ class HostEntry:
         return any(port.is_opaque for port in self.ports)
 
     @property
+    def captures(self) -> tuple[Port, ...]:
+        """Ports of which this host gets every connection, since no address tells it apart."""
+        return () if self.addresses else tuple(port for port in self.ports if port.is_opaque)
+
+    @property
     def shares(self) -> bool:
         """May stand in one ServiceEntry with other hosts: no addresses (they would be everybody's) and no port without a name on the wire."""
         return not self.addresses and not self.is_opaque
@@ -103,7 +110,17 @@ def parse_hosts(entries: Iterable[Any]) -> tuple[HostEntry, ...]:
             entry = _parse(item)
             known = merged.get(entry.host)
             merged[entry.host] = _merge(known, entry) if known else entry
-    return tuple(merged[host] for host in sorted(merged))
+    result = tuple(merged[host] for host in sorted(merged))
+    captured: dict[int, str] = {}
+    for entry in result:
+        for port in entry.captures:
+            if port.number in captured:
+                raise PolicyError(
+                    f"{captured[port.number]} and {entry.host} both capture {port.protocol} port {port.number}; sidecars would send it to one of them.\n"
+                    "Give the addresses of at least one of them."
+                )
+            captured[port.number] = entry.host
+    return result
 
 
 def parse_names(entries: Iterable[Any]) -> tuple[str, ...]:
@@ -325,8 +342,17 @@ def _resolution(given: str, entry: HostEntry, wanted: str, capture_port: bool, c
         raise PolicyError(
             f"{given}: {opaque.protocol} port {opaque.number} without addresses would capture every connection to port {opaque.number}, "
             "whatever its destination.\n"
-            f""
             "Give the addresses (IPs or CIDRs) of the far end, or set capture_port: true if that is what you want."
+        )
+    if opaque and not entry.addresses and resolution == "NONE":
+        raise PolicyError(
+            f"{given}: capture_port with resolution none would open port {opaque.number} to every address there is.\n"
+            "Give the addresses of the far end, or let the resolution be dns."
+        )
+    if ranges and any(p.protocol in HTTP_PROTOCOLS for p in entry.ports):
+        raise PolicyError(
+            f"{given}: for HTTP the Host header alone decides, Istio would not keep requests within {ranges[0]}.\n"
+            "Leave addresses out (the proxy looks the host up itself), give single addresses, or make the port TCP."
         )
     return resolution
 
@@ -349,6 +375,8 @@ def _choose(entry: HostEntry, has_ranges: bool) -> tuple[str, str]:
         return "STATIC", "the addresses are the far end, whatever DNS says"
     if entry.is_wildcard:
         return "NONE", "a wildcard cannot be looked up; the name on the wire decides, the address is the one that the client dials"
+    if entry.is_opaque:
+        return "DNS", "every connection to the port goes to the addresses that the proxy finds for this host"
     return "DNS", "the proxy looks the host up itself, so that a false Host header or SNI leads nowhere else"
 
 

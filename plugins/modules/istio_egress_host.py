@@ -45,7 +45,7 @@ options:
         default: [443]
       addresses:
         description:
-          - IPs and CIDRs of the far end. Needed for TCP, where nothing else tells hosts apart.
+          - IPs and CIDRs of the far end. Needed for TCP, where nothing else tells hosts apart. Not for HTTP with a CIDR, where Istio does not look at it.
         type: list
         elements: str
       resolution:
@@ -59,6 +59,7 @@ options:
       capture_port:
         description:
           - Declares a TCP port without addresses all the same. Every connection to that port, whatever its destination, then goes to this host.
+          - On a port that the mesh also uses for HTTP, HTTP requests go by their Host header all the same.
         type: bool
         default: false
       owner:

@@ -156,6 +156,14 @@ follow_seconds:
   returned: success
   type: float
   sample: 0.6
+draining:
+  description:
+    - Sidecars that serve connections of their former configuration still. Until they are through, at the end of the mesh's drain time (45 seconds by
+      default), a connection that was open before goes on even to a destination that is refused now. O(wait_drain=true) waits for it.
+  returned: when the mode changed and O(wait=true), outside check mode
+  type: list
+  elements: str
+  sample: [demo/sleep-69966f8ffb-9rz8x]
 drain_seconds:
   description: How long the sidecars took to close the connections of their former configuration.
   returned: when O(wait_drain=true)
@@ -194,8 +202,11 @@ def main() -> None:
         watcher = Watcher(cluster, module.params["wait_timeout"], module.params["istio_namespace"]) if module.params["wait"] and not module.check_mode else None
         plan, outcome = converge(result.plan, cluster, module.check_mode, watcher.follow if watcher else None)
         drain = {}
-        if watcher and module.params["wait_drain"]:
-            drain["drain_seconds"] = sum(watcher.drained(step) for step in plan.steps if isinstance(step, Wait))
+        if watcher and plan and watcher.verified:
+            waits = [step for step in plan.steps if isinstance(step, Wait)]
+            if module.params["wait_drain"]:
+                drain["drain_seconds"] = sum(watcher.drained(step) for step in waits)
+            drain["draining"] = [str(proxy) for step in waits for proxy in watcher.draining(step)]
         result.warn(plan)
         module.finish(plan, outcome, **result.returns(plan), **drain, **module.followed(watcher))
 
