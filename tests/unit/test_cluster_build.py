@@ -99,6 +99,14 @@ def test_all_that_is_missing_is_told_at_once(tmp_path: Path, monkeypatch: pytest
     assert "nothing was started" in text
 
 
-def test_a_path_too_long_for_a_socket_is_told_before_anything_starts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cache", ["/" + "x" * 90, "/with space"])
+def test_a_path_that_programs_would_not_take_is_told_before_anything_starts(cache: str) -> None:
     assert not preflight._paths(Run(Cache(Path("/c")), "unit"))
-    assert "MESH_CACHE" in preflight._paths(Run(Cache(tmp_path / ("x" * 90)), "unit"))[0]
+    assert "MESH_CACHE" in preflight._paths(Run(Cache(Path(cache)), "unit"))[0]
+
+
+def test_without_root_nothing_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(MeshError, match=r"needs root.*sudo"):
+        preflight.check(Run(Cache(tmp_path / "cache"), "unit"), api_only=True, starting=True)
+    assert not (tmp_path / "cache").exists()

@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -301,75 +302,78 @@ class Go:
     def __init__(self, cache: Cache, steps: list[GoStep]) -> None:
         self.cache, self.steps, self.progress = cache, steps, Progress()
         self.env = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off", "GOFLAGS": "-mod=readonly -buildvcs=false"}
-        self.sizes: dict[tuple[str, str], int] = {}  # (module, package): bytes of source still to be compiled
-        self.total = self.finished = 0
+        self.sizes: dict[tuple[str, str], int] = {}  # (step, package): bytes of source still to be compiled
+        self.total: int | None = None
+        self.finished = 0
         self.spent = 0.0
 
     @functools.cached_property
     def program(self) -> str:
         return _find_go(self.cache)
 
-    def _start(self, step: GoStep, *arguments: str, stdout: IO | int = subprocess.DEVNULL) -> subprocess.Popen:
-        return subprocess.Popen(
-            ["nice", self.program, *arguments, *step.packages],
-            cwd=step.folder,
-            env=self.env,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-        )
+    def _go(self, step: GoStep, *arguments: str, heard: Callable[[str], None], stdout: IO | int = subprocess.DEVNULL) -> None:
+        """Run go on the packages of a step, each line of its standard error being heard as it comes."""
+        log = self.cache.root / "log" / f"build-{step.name}.log"
+        command = ["nice", self.program, *arguments, *step.packages]
+        with (
+            log.open("w") as out,
+            subprocess.Popen(command, cwd=step.folder, env=self.env, text=True, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE) as process,
+        ):
+            try:
+                for line in process.stderr or ():
+                    out.write(line)
+                    heard(line.strip())
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
+            raise MeshError(f"{step.name}: go {arguments[0]} ended with code {process.returncode}; run the build again after mending it. {_tail(log)}")
 
     def _plan(self) -> None:
         """Fetch the modules of all steps that are still to be done, and find out what there is to compile, in bytes of source."""
         started, fetched = time.monotonic(), 0
         seen: set[str] = set()
+
+        def heard(line: str) -> None:
+            nonlocal fetched
+            if line.startswith("go: downloading"):
+                fetched += 1
+                self.progress.show(f"Go modules: {fetched} fetched, {line.split()[2]}")
+
         for step in self.steps:
             if _stamp(self.cache, step.name, step.key()).exists():
                 continue
-            log = self.cache.root / "log" / f"build-{step.name}.log"
-            with log.with_suffix(".list").open("w+") as listed:
-                process = self._start(step, "list", "-trimpath", "-tags", step.tags, "-deps", "-json=ImportPath,Dir,GoFiles,SFiles,Stale", stdout=listed)
-                lines = []
-                for line in process.stderr or ():
-                    lines.append(line)
-                    if line.startswith("go: downloading"):
-                        fetched += 1
-                        self.progress.show(f"Go modules: {fetched} fetched, {line.split()[2]}")
-                if process.wait():
-                    log.write_text("".join(lines))
-                    raise MeshError(f"{step.name}: go list ended with code {process.returncode}; run the build again after mending it. {_tail(log)}")
+            with tempfile.TemporaryFile("w+") as listed:
+                self._go(step, "list", "-trimpath", "-tags", step.tags, "-deps", "-json=ImportPath,Dir,GoFiles,SFiles,Stale", heard=heard, stdout=listed)
                 listed.seek(0)
                 packages = _json_stream(listed.read())
-            log.with_suffix(".list").unlink()
             for package in packages:
                 if package.get("Stale") and package["Dir"] not in seen:
                     seen.add(package["Dir"])
                     files = [Path(package["Dir"], f) for f in package.get("GoFiles", []) + package.get("SFiles", [])]
-                    self.sizes[step.module, package["ImportPath"]] = sum(f.stat().st_size for f in files)
+                    self.sizes[step.name, package["ImportPath"]] = sum(f.stat().st_size for f in files)
         self.total = sum(self.sizes.values())
         _finish("Go modules", _clock(time.monotonic() - started))
 
     def build(self, step: GoStep) -> None:
         """Compile and link the programs of a step into the cache, telling how far it is on the way."""
-        if not self.total:
+        if self.total is None:
             self._plan()
-        out, log = self.cache.bin / f".new-{step.name}", self.cache.root / "log" / f"build-{step.name}.log"
+        out = self.cache.bin / f".new-{step.name}"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
-        count = sum(1 for module, _p in self.sizes if module == step.module)
-        started, compiled, lines = time.monotonic(), 0, []
-        process = self._start(step, "build", "-v", "-trimpath", "-tags", step.tags, "-ldflags", f"-s -w {step.ldflags}", "-o", f"{out}/")
-        for line in process.stderr or ():
-            lines.append(line)
-            size = self.sizes.pop((step.module, line.strip()), None)
+        count = sum(1 for name, _package in self.sizes if name == step.name)
+        started, compiled = time.monotonic(), 0
+
+        def heard(package: str) -> None:
+            nonlocal compiled
+            size = self.sizes.pop((step.name, package), None)
             if size is not None:
                 compiled += 1
                 self.finished += size
-            self.progress.show(f"{step.name}: package {compiled} of {max(count, compiled)}, {line.strip()}{self._left(time.monotonic() - started)}")
-        log.write_text("".join(lines))
-        if process.wait():
-            raise MeshError(f"{step.name}: go build ended with code {process.returncode}; run the build again after mending it. {_tail(log)}")
+            self.progress.show(f"{step.name}: package {compiled} of {count}, {package}{self._left(time.monotonic() - started)}")
+
+        self._go(step, "build", "-v", "-trimpath", "-tags", step.tags, "-ldflags", f"-s -w {step.ldflags}", "-o", f"{out}/", heard=heard)
         self.spent += time.monotonic() - started
         for program in out.iterdir():
             program.rename(self.cache.bin / step.rename.get(program.name, program.name))

@@ -166,7 +166,7 @@ def _running(run: Run) -> dict:
 
 def on_machine_command(run: Run, args: argparse.Namespace) -> None:
     """What the commands above have run inside the machine's namespaces."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     step, *rest = args.step
     if step == "up":

@@ -120,7 +120,7 @@ def _write_kubeconfig(run: Run, user: str, port: int) -> None:
     )
 
 
-def request(run: Run, method: str, path: str, yaml: str | None = None, timeout: float = 10) -> tuple[int, str]:
+def request(run: Run, method: str, path: str, yaml: str | None = None, timeout: float = 60) -> tuple[int, str]:
     """One request to the API server as admin: status and body; (0, reason) when there was no answer."""
     state = run.read_state()
     if not state:
@@ -230,7 +230,7 @@ def start_controllers(run: Run, *, api_only: bool) -> list[Component]:
 def install_crds(run: Run) -> None:
     """Istio's CRDs, with their CEL rules, as `istioctl install` would bring them; returns when the API server serves them."""
     path, served = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", set()
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for status, body in pool.map(lambda crd: request(run, "POST", path, crd), run.cache.crds.read_text().split("\n---\n")):
             if status != 201:
                 raise MeshError(f"a CRD of Istio was not accepted ({status}): {body[:300]}")

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from . import pki
-from .layout import ENTRY, FAR_NETS, LINK_FAR, MANIFESTS, REGISTRY_PORT, MeshError, Run
+from .layout import ENTRY, FAR_NETS, LINK_FAR, MANIFESTS, REGISTRY_PORT, MeshError, Run, manifest
 from .machine import Component, signal_component, wait_for
 
 DEFAULT_HOSTS = {
@@ -50,11 +50,8 @@ def start(run: Run) -> list[Component]:
     _write_hosts(run, {host: [address] for host, address in DEFAULT_HOSTS.items()})
     for host, fault in DEFAULT_FAULTS.items():
         _write_fault(run, host, fault)
-    settings = {"@FAR@": run.far, "@LOG@": run.log, "@MANIFESTS@": MANIFESTS, "@REGISTRY@": f"{LINK_FAR}:{REGISTRY_PORT}", "@IMAGES@": run.cache.registry}
-    text = (MANIFESTS / "farend.nginx.conf").read_text()
-    for key, value in settings.items():
-        text = text.replace(key, str(value))
-    (run.far / "nginx.conf").write_text(text)
+    values = {"FAR": run.far, "LOG": run.log, "MANIFESTS": MANIFESTS, "REGISTRY": f"{LINK_FAR}:{REGISTRY_PORT}", "IMAGES": run.cache.registry}
+    (run.far / "nginx.conf").write_text(manifest("farend.nginx.conf", values))
     parts = [
         Component(run, "farend-web", "nginx", "-p", run.far, "-e", run.log / "farend-error.log", "-c", run.far / "nginx.conf", far=True),
         _start_dns(run),
@@ -120,7 +117,7 @@ def with_hosts(known: dict[str, list[str]], words: Iterable[str]) -> dict[str, l
     taken = {a for addresses in known.values() for a in addresses}
     free = (a for a in _addresses() if a not in taken)
     for word in words:
-        host, _, given = word.lower().partition("=")
+        host, _equals, given = word.lower().partition("=")
         if not _HOST.fullmatch(host):
             raise MeshError(f"{host!r} is not a host name or *.zone: nothing was added")
         addresses = given.split(",") if given else table.get(host) or [next(free)]
@@ -282,7 +279,7 @@ def echo() -> None:
     """On each of ECHO_PORTS: one line of JSON with the client's address and our own, then every byte back, until killed."""
 
     async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        (peer, _), (address, port) = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
+        (peer, _port), (address, port) = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
         try:
             writer.write(json.dumps({"client": peer, "address": address, "port": port}).encode() + b"\n")
             while data := await reader.read(1 << 16):

@@ -30,6 +30,14 @@ UNIX_PATH_MAX = 107
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?")
 
 
+def manifest(name: str, values: dict[str, object]) -> str:
+    """The text of a file in manifests/, with each __NAME__ replaced by its value."""
+    text = (MANIFESTS / name).read_text()
+    for key, value in values.items():
+        text = text.replace(f"__{key}__", str(value))
+    return text
+
+
 class MeshError(Exception):
     """Something went wrong that the user can act upon; the text is what the user reads."""
 

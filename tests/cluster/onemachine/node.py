@@ -5,22 +5,13 @@ from __future__ import annotations
 import json
 
 from . import control_plane
-from .layout import DNS_SERVICE, LINK_FAR, MANIFESTS, NODE_IP, POD_NET, REGISTRY_PORT, Run
+from .layout import DNS_SERVICE, LINK_FAR, NODE_IP, POD_NET, REGISTRY_PORT, Run, manifest
 from .machine import Component, wait_for
 
 
 def _manifest(run: Run, name: str) -> str:
-    text = (MANIFESTS / name).read_text()
-    for key, value in {
-        "@RUN@": run.root,
-        "@SOCKET@": run.containerd_socket,
-        "@PKI@": run.pki,
-        "@CGROUP@": run.cgroup,
-        "@DNS_SERVICE@": DNS_SERVICE,
-        "@FAR_DNS@": LINK_FAR,
-    }.items():
-        text = text.replace(key, str(value))
-    return text
+    values = {"RUN": run.root, "SOCKET": run.containerd_socket, "PKI": run.pki, "CGROUP": run.cgroup, "DNS_SERVICE": DNS_SERVICE, "FAR_DNS": LINK_FAR}
+    return manifest(name, values)
 
 
 def start_containerd(run: Run) -> Component:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -99,11 +100,12 @@ def _overlay(cache: Cache) -> list[str]:
 
 def _paths(run: Run) -> list[str]:
     longest = f"{run.containerd_socket}.ttrpc"
-    return (
-        [f"a shorter path: {longest} is longer than the {UNIX_PATH_MAX} characters a socket may have: set MESH_CACHE or a shorter --name"]
-        if len(longest) > UNIX_PATH_MAX
-        else []
-    )
+    problems = []
+    if len(longest) > UNIX_PATH_MAX:
+        problems.append(f"a shorter path: {longest} is longer than the {UNIX_PATH_MAX} characters a socket may have: set MESH_CACHE or a shorter --name")
+    if not re.fullmatch(r"[\w./+~-]+", str(run.root)):
+        problems.append(f"a plainer path than {run.cache.root}, without spaces and quotes: set MESH_CACHE")
+    return problems
 
 
 def _memory(api_only: bool) -> list[str]:
