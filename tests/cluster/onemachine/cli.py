@@ -58,9 +58,9 @@ def up_command(run: Run, args: argparse.Namespace) -> None:
 
 
 def _start(run: Run, api_only: bool, left: list[str]) -> None:
-    preflight.check(run, api_only=api_only, starting=False)
-    build.build(run.cache, api_only=api_only)
     preflight.check(run, api_only=api_only, starting=True)
+    if build.build(run.cache, api_only=api_only):  # which may have installed what some checks need
+        preflight.check(run, api_only=api_only, starting=True)
     stages = Stages()
     if left:
         print(f"{run.name} is left from before, but {'; '.join(left)}. It is started anew.")

@@ -29,20 +29,20 @@ def check(run: Run, *, api_only: bool, starting: bool) -> None:
         raise MeshError(f"this needs Linux on x86_64 or aarch64, not {platform.system()} on {platform.machine()}")
     if os.geteuid() != 0:
         raise MeshError("this needs root, for namespaces, mounts and cgroups: run it with sudo -E, or in a virtual machine of your own")
-    problems = _programs(run.cache, api_only) + _disk(run.cache, api_only) + _namespaces()
-    if not api_only:
-        problems += _overlay(run.cache)
+    problems = _programs(run.cache, api_only=api_only) + _disk(run.cache, api_only=api_only)
     if starting:
-        problems += _paths(run) + _memory(api_only)
-        if not api_only:
-            problems += _cgroups() + _links() + _packet_filter() + _kmsg()
+        problems += _paths(run) + _memory(api_only=api_only) + ([] if api_only else _cgroups() + _kmsg())
+    namespaces = _namespaces()
+    problems += namespaces
+    if not namespaces and not api_only:  # in which the rest is tried
+        problems += _overlay(run.cache) + (_links() + _packet_filter() if starting else [])
     if problems:
         raise MeshError(
             f"{len(problems)} thing{'s' if len(problems) > 1 else ''} missing on this machine; nothing was started\n" + "\n".join(f"  - {p}" for p in problems)
         )
 
 
-def _programs(cache: Cache, api_only: bool) -> list[str]:
+def _programs(cache: Cache, *, api_only: bool) -> list[str]:
     problems = []
     packages = build.missing_packages(api_only=api_only)
     if packages and not shutil.which("apt-get"):
@@ -55,7 +55,7 @@ def _programs(cache: Cache, api_only: bool) -> list[str]:
     return problems
 
 
-def _disk(cache: Cache, api_only: bool) -> list[str]:
+def _disk(cache: Cache, *, api_only: bool) -> list[str]:
     wanted = {cache.root: 2 * GIB}
     if build.needs_go(cache, api_only=api_only):
         home = Path.home()
@@ -108,7 +108,7 @@ def _paths(run: Run) -> list[str]:
     return problems
 
 
-def _memory(api_only: bool) -> list[str]:
+def _memory(*, api_only: bool) -> list[str]:
     wanted = 0.7 if api_only else 2.0
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
@@ -135,12 +135,16 @@ def _cgroups() -> list[str]:
 
 
 def _links() -> list[str]:
+    if not shutil.which("ip"):
+        return []
     script = "ip link add trial0 type bridge && ip link add trial1 type veth peer name trial2"
     tried = subprocess.run(["unshare", "--net", "sh", "-c", script], text=True, capture_output=True, check=False)
     return [f"network links of type bridge and veth ({tried.stderr.strip()}): modprobe bridge veth"] if tried.returncode else []
 
 
 def _packet_filter() -> list[str]:
+    if not shutil.which("iptables"):  # the build installs it, and this is asked again
+        return []
     tried = subprocess.run(["unshare", "--net", "iptables", "-t", "nat", "-A", "PREROUTING", "-j", "ACCEPT"], text=True, capture_output=True, check=False)
     return (
         [f"iptables with the nat table ({(tried.stderr.strip().splitlines() or ['no reason given'])[0]}): modprobe ip_tables iptable_nat nf_conntrack"]
