@@ -173,11 +173,22 @@ def _is_ready(pod: Mapping[str, Any]) -> bool:
 _FIELDS = ("http_code", "local_ip", "local_port", "remote_ip", "remote_port", "time_total", "size_download")
 
 
-def command(requests: Sequence[Request], timeout: int, insecure: bool, token: str) -> list[str]:
+PORTS = range(10000, 32000)
+"""Local ports that requests are made from, below the range that Linux takes ports from by itself (32768 and up).
+
+Redirection to the sidecar gives a connection another port when its own was used towards any other host within the last two minutes; then
+nothing would lead from the request to its log line.
+"""
+PORTS_EACH = 4
+"""How many ports curl may try for one request."""
+
+
+def command(requests: Sequence[Request], timeout: int, insecure: bool, token: str, port: int) -> list[str]:
     """The command that makes some requests one after the other: a shell, because each gets a curl process, and with it a connection, of its own.
 
-    The local port of that connection finds the request's line in the sidecar's access log, for TLS and TCP too. `token` separates the outputs;
-    it must be a word that no far end can guess. Nothing here is newer than curl 7.54.
+    The addresses of that connection find the request's line in the sidecar's access log, for TLS and TCP too. `port` is the first of the local
+    ports (PORTS_EACH for each request). `token` separates the outputs; it must be a word that no far end can guess.
+    Nothing here is newer than curl 7.54.
     """
     options = [
         "-q", "-g", "-i", "-sS", "--suppress-connect-headers", "--max-filesize", str(BODY_LIMIT), *(["-k"] if insecure else []),
@@ -185,8 +196,9 @@ def command(requests: Sequence[Request], timeout: int, insecure: bool, token: st
         "-w", f"\\n{token}" + "".join(f"\\t%{{{name}}}" for name in _FIELDS) + "\\t",
     ]  # fmt: skip
     script = (
-        f"for url; do case $url in telnet:*) t={min(timeout, HOLD)};; *) t={timeout};; esac; "
-        f"curl {shlex.join(options)} --max-time $t \"$url\"; printf '{token} %s\\n' $?; echo {token} >&2; done"
+        f"p={port}; for url; do case $url in telnet:*) t={min(timeout, HOLD)};; *) t={timeout};; esac; "
+        f"curl {shlex.join(options)} --max-time $t --local-port $p-$((p+{PORTS_EACH - 1})) \"$url\"; "
+        f"printf '{token} %s\\n' $?; echo {token} >&2; p=$((p+{PORTS_EACH})); done"
     )
     return ["sh", "-c", script, "sh", *(_curl_url(request) for request in requests)]
 
@@ -203,11 +215,15 @@ def _curl_url(request: Request) -> str:
     return f"telnet://{_address(request.host, str(request.port))}"
 
 
+Connection = tuple[str, str]
+"""Local and remote end, each ``ip:port``."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What curl said. `rc` is its exit code, `status` that of the HTTP answer, if any; header names are in lower case.
 
-    `local` and `remote` are ``ip:port``, None when no connection was made.
+    `connection` is None when no connection was made; with a sidecar, it is the sidecar that takes it.
     """
 
     rc: int
@@ -215,15 +231,9 @@ class Answer:
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     body: str = ""
-    local: str | None = None
-    remote: str | None = None
+    connection: Connection | None = None
     seconds: float | None = None
     received: int = 0
-
-    @property
-    def connected(self) -> bool:
-        """Whether somebody took the connection: with a sidecar, the sidecar."""
-        return self.local is not None
 
     @property
     def gave_up(self) -> bool:
@@ -274,14 +284,14 @@ def _answer(rc: int, before: str, written: str, stderr: str) -> Answer:
     if len(values) != len(_FIELDS):
         raise TrafficError(f"curl did not run to its end (exit code {rc}): {_one_line(stderr) or 'it said nothing'}.\n{NEEDS}")
     headers, body = _split(before)
+    local, remote = _address(values["local_ip"], values["local_port"]), _address(values["remote_ip"], values["remote_port"])
     return Answer(
         rc=rc,
         error=_error(stderr),
         status=int(values["http_code"]) or None,
         headers=headers,
         body=body,
-        local=_address(values["local_ip"], values["local_port"]),
-        remote=_address(values["remote_ip"], values["remote_port"]),
+        connection=(local, remote) if local and remote else None,
         seconds=round(_number(values["time_total"]), 3),
         received=int(_number(values["size_download"])),
     )
@@ -329,10 +339,14 @@ def _address(ip: str, port: str) -> str | None:
 
 @dataclass(frozen=True)
 class LogLine:
-    """What the sidecar wrote about one request. Fields that it leaves empty (``-``) are empty strings."""
+    """What the sidecar wrote about one request. Fields that it leaves empty (``-``) are empty strings.
+
+    `client` and `server` are the two ends of the connection as the workload sees it, ``ip:port``.
+    """
 
     line: str
     client: str
+    server: str = ""
     flags: str = ""
     details: str = ""
     cluster: str = ""
@@ -355,25 +369,25 @@ class LogLine:
 
 
 _TOKEN = re.compile(r'\[[^\]]*\]|"(?:[^"\\]|\\.)*"|\S+')
-_TEXT = {"flags": 3, "details": 4, "failure": 6, "upstream_host": 15, "cluster": 16, "upstream_local": 17, "client": 19, "sni": 20, "route": 21}
+_TEXT = {"flags": 3, "details": 4, "failure": 6, "upstream_host": 15, "cluster": 16, "upstream_local": 17, "server": 18, "client": 19, "sni": 20, "route": 21}
 """Places in Istio's default text format (istio/istio pkg/config/model, ``EnvoyTextLogFormat``)."""
 _JSON = {
     "flags": "response_flags", "details": "response_code_details", "failure": "upstream_transport_failure_reason", "upstream_host": "upstream_host",
-    "cluster": "upstream_cluster", "upstream_local": "upstream_local_address", "client": "downstream_remote_address", "sni": "requested_server_name",
-    "route": "route_name",
+    "cluster": "upstream_cluster", "upstream_local": "upstream_local_address", "server": "downstream_local_address",
+    "client": "downstream_remote_address", "sni": "requested_server_name", "route": "route_name",
 }  # fmt: skip
 
 
-def parse_log(text: str, clients: Iterable[str]) -> dict[str, LogLine]:
-    """The lines about connections from `clients` (``ip:port``), by client; of several lines the last.
+def parse_log(text: str, connections: Iterable[Connection]) -> dict[Connection, LogLine]:
+    """The lines about `connections`, by connection; of several lines the last.
 
     Reads Istio's default text and JSON formats. Lines of other formats, and other lines, are passed over.
     """
-    wanted, found = set(clients), {}
+    wanted, found = set(connections), {}
     for line in text.splitlines():
         entry = _parse_line(line.strip())
-        if entry and entry.client in wanted:
-            found[entry.client] = entry
+        if entry and (entry.client, entry.server) in wanted:
+            found[entry.client, entry.server] = entry
     return found
 
 
@@ -468,7 +482,7 @@ def _judge_unlogged(request: Request, answer: Answer, sidecar: bool) -> Verdict:
         return Verdict("allowed", None, via, missing)
     if answer.rc == _CONNECT:
         return _blocked("far end" if _REFUSED.search(answer.error or "") else "network", f"{answer.error}; {missing}")
-    if not answer.connected:
+    if not answer.connection:
         return _blocked("network" if answer.gave_up else "unknown", f"{answer.error}; {missing}")
     if request.scheme == "tcp" and (answer.received or not sidecar):
         return Verdict("allowed", None, via, f"the far end {'spoke' if answer.received else 'took the connection'}; {missing}")
@@ -524,8 +538,8 @@ def row(request: Request, answer: Answer, line: LogLine | None, verdict: Verdict
         "rc": answer.rc,
         "error": answer.error,
         "seconds": answer.seconds,
-        "local": answer.local,
-        "remote": answer.remote,
+        "local": answer.connection and answer.connection[0],
+        "remote": answer.connection and answer.connection[1],
         "seen_as": answer.seen_as,
         "decorator": answer.decorator,
         "log": {
@@ -537,7 +551,7 @@ def row(request: Request, answer: Answer, line: LogLine | None, verdict: Verdict
 
 def _tcp_result(answer: Answer) -> str:
     """Held open until curl's own time was over, closed before that, or not connected at all."""
-    if not answer.connected:
+    if not answer.connection:
         return f"exit {answer.rc}"
     return "open" if answer.gave_up else "closed"
 

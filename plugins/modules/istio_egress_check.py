@@ -183,7 +183,7 @@ checks:
     local:
       description: Address and port that the request was sent from.
       type: str
-      sample: 10.244.0.7:41234
+      sample: 10.244.0.7:10240
     remote:
       description: Address and port that it was sent to.
       type: str
@@ -198,7 +198,7 @@ checks:
       sample: httpbin.org:80/*
     log:
       description:
-        - What the sidecar's access log says about exactly this connection, found by the port that it was made from. Null when there is no such line.
+        - What the sidecar's access log says about exactly this connection, found by the addresses of its two ends. Null when there is no such line.
         - Read in Istio's default formats, text and JSON.
       type: dict
       sample: {cluster: BlackHoleCluster, details: '', failure: '', flags: UH, line: '[2026-11-22T02:00:00.000Z] "- - -" 0 UH ...'}
@@ -223,6 +223,8 @@ pod:
   sample: sleep-6d5f7c9b8-x2x7k
 """
 
+import itertools
+import random
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -260,29 +262,30 @@ class Prober:
     def rows(self, requests: list[_traffic.Request], attempt: int) -> list[dict]:
         started = time.monotonic()
         shares = [requests[first::AT_ONCE] for first in range(min(AT_ONCE, len(requests)))]
+        ports = itertools.accumulate((len(share) * _traffic.PORTS_EACH for share in shares), initial=random.choice(_traffic.PORTS))
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            answered = list(pool.map(self._ask, shares))
+            answered = list(pool.map(self._ask, shares, ports))
         answers = [answered[i % AT_ONCE][i // AT_ONCE] for i in range(len(requests))]
         lines = self._log_lines(answers, started)
         rows = []
         for request, answer in zip(requests, answers, strict=True):
-            line = lines.get(answer.local)
+            line = lines.get(answer.connection)
             rows.append(_traffic.row(request, answer, line, _traffic.judge(request, answer, line, self.source.sidecar), attempt))
         return rows
 
-    def _ask(self, requests: list[_traffic.Request]) -> list[_traffic.Answer]:
+    def _ask(self, requests: list[_traffic.Request], port: int) -> list[_traffic.Answer]:
         source, token = self.source, secrets.token_hex(8)
-        command = _traffic.command(requests, self.timeout, self.insecure, token)
+        command = _traffic.command(requests, self.timeout, self.insecure, token, port)
         try:
             _rc, out, err = self.cluster.exec(source.namespace, source.pod, source.container, command, _traffic.seconds_at_most(requests, self.timeout) + 20)
         except ValueError as error:  # how the client says that the container could not start the command
             raise _traffic.TrafficError(f"{source} cannot run sh: {error}.\n{_traffic.NEEDS}") from error
         return _traffic.parse_output(requests, token, out, err)
 
-    def _log_lines(self, answers: list[_traffic.Answer], started: float) -> dict[str, _traffic.LogLine]:
-        """The sidecar's log lines about the connections of `answers`, by their local address."""
+    def _log_lines(self, answers: list[_traffic.Answer], started: float) -> dict[_traffic.Connection, _traffic.LogLine]:
+        """The sidecar's log lines about the connections of `answers`."""
         source, ended = self.source, time.monotonic()
-        missing, found = [answer for answer in answers if answer.connected and source.sidecar], {}
+        missing, found = [answer for answer in answers if answer.connection and source.sidecar], {}
         while missing and time.monotonic() < ended + (CONNECT_WAIT if any(answer.gave_up for answer in missing) else LOG_WAIT):
             try:
                 log = self.cluster.log(source.namespace, source.pod, _traffic.SIDECAR, since_seconds=int(time.monotonic() - started) + 2)
@@ -291,8 +294,8 @@ class Prober:
                     raise
                 self.warnings.append(f"Not allowed to read the sidecar's log in pod {source.namespace}/{source.pod} (403): verdicts rest on what curl saw.")
                 break
-            found |= _traffic.parse_log(log, [answer.local for answer in missing])
-            missing = [answer for answer in missing if answer.local not in found]
+            found |= _traffic.parse_log(log, [answer.connection for answer in missing])
+            missing = [answer for answer in missing if answer.connection not in found]
             time.sleep(0.3 if missing else 0)
         return found
 

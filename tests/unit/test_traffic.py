@@ -41,9 +41,14 @@ LINES = {
 }  # fmt: skip
 
 
+def connection_of(line: str) -> traffic.Connection:
+    *_rest, server, client, _sni, _route = line.split()
+    return client, server
+
+
 def logged(name: str) -> traffic.LogLine:
-    client = LINES[name].split()[-3]
-    return traffic.parse_log(LINES[name], [client])[client]
+    connection = connection_of(LINES[name])
+    return traffic.parse_log(LINES[name], [connection])[connection]
 
 
 def request(url: str, expect: str | None = None) -> traffic.Request:
@@ -51,7 +56,7 @@ def request(url: str, expect: str | None = None) -> traffic.Request:
 
 
 def answer(status: int | None = None, rc: int = 0, body: str = "", **other: object) -> traffic.Answer:
-    values = {"local": "10.244.0.6:40000", "error": f"curl: ({rc}) words" if rc else None, "received": len(body), **other}
+    values = {"connection": ("10.244.0.6:10000", "203.0.113.11:80"), "error": f"curl: ({rc}) words" if rc else None, "received": len(body), **other}
     return traffic.Answer(rc=rc, status=status, body=body, **values)
 
 
@@ -182,12 +187,12 @@ ASKED = traffic.parse_requests(
 def test_each_answer_is_read_from_its_own_part_of_the_output() -> None:
     ok, blocked, closed, tcp, refused = traffic.parse_output(ASKED, "7f3a", STDOUT, STDERR)
     assert (ok.status, ok.rc, ok.seen_as, ok.decorator) == (200, 0, "10.244.0.6", "httpbin.org:80/*")
-    assert (ok.local, ok.remote) == ("10.244.0.6:42736", "203.0.113.11:80")
+    assert ok.connection == ("10.244.0.6:42736", "203.0.113.11:80")
     assert ok.headers["x-envoy-upstream-service-time"] == "1"
     assert (blocked.status, blocked.rc, blocked.body, blocked.seen_as) == (502, 0, "", None)
     assert (closed.status, closed.rc, closed.error) == (None, 35, "curl: (35) Recv failure: Connection reset by peer")
     assert (tcp.status, tcp.rc, tcp.received, tcp.seen_as, tcp.gave_up) == (None, 28, 66, "10.244.0.6", True)
-    assert (refused.rc, refused.local, refused.connected) == (7, None, False)
+    assert (refused.rc, refused.connection) == (7, None)
     assert refused.error is not None and refused.error.endswith("(Connection refused)")
 
 
@@ -218,11 +223,12 @@ def test_the_command_runs_curl_once_per_request_and_keeps_outputs_apart(tmp_path
     curl.write_text('#!/bin/sh\nprintf "%s\\n" "$@"; for last; do :; done; echo "error of $last" >&2; exit 7\n')
     curl.chmod(0o755)
     asked = traffic.parse_requests(["http://a.example/?x=$HOME&y='1'", "tcp://[2001:db8::1]:5432"])
-    ran = subprocess.run(traffic.command(asked, 5, insecure, "7f3a"), capture_output=True, text=True, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    command = traffic.command(asked, 5, insecure, "7f3a", 10000)
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
     first, second, rest = ran.stdout.split("7f3a 7\n")
     assert rest == ""
-    assert first.splitlines()[-3:] == ["--max-time", "5", "http://a.example/?x=$HOME&y='1'"]
-    assert second.splitlines()[-3:] == ["--max-time", str(traffic.HOLD), "telnet://[2001:db8::1]:5432"]
+    assert first.splitlines()[-5:] == ["--max-time", "5", "--local-port", "10000-10003", "http://a.example/?x=$HOME&y='1'"]
+    assert second.splitlines()[-5:] == ["--max-time", str(traffic.HOLD), "--local-port", "10004-10007", "telnet://[2001:db8::1]:5432"]
     assert ("-k" in first.splitlines()) == insecure
     assert "\\n7f3a\\t%{http_code}\\t%{local_ip}" in first
     assert ran.stderr == "error of http://a.example/?x=$HOME&y='1'\n7f3a\nerror of telnet://[2001:db8::1]:5432\n7f3a\n"
@@ -231,17 +237,16 @@ def test_the_command_runs_curl_once_per_request_and_keeps_outputs_apart(tmp_path
 # -- the log ------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_line_is_found_by_the_port_that_the_request_was_made_from() -> None:
+def test_a_line_is_found_by_both_ends_of_its_connection() -> None:
     noise = ["2026-11-22T02:18:40.1Z info xdsproxy connected", '{"level":"info"}', "[not a log line]", "", '{"broken":']
-    text = "\n".join([*LINES.values(), *noise])
-    found = traffic.parse_log(text, ["10.244.0.6:41196", "10.244.0.6:42490", "10.244.0.6:1"])
-    assert set(found) == {"10.244.0.6:41196", "10.244.0.6:42490"}
-    blocked = found["10.244.0.6:41196"]
-    assert (blocked.flags, blocked.cluster, blocked.sni, blocked.route) == ("UH", "BlackHoleCluster", "other.example.com", "")
-    assert (blocked.upstream_host, blocked.connected) == ("", False)
-    passed = found["10.244.0.6:42490"]
-    assert (passed.details, passed.route, passed.host) == ("via_upstream", "default", "httpbin.org")
-    assert (passed.upstream_host, passed.connected) == ("203.0.113.11:80", True)
+    tls, http = connection_of(LINES["blocked tls"]), connection_of(LINES["registered http"])
+    other_host_same_port = (tls[0], "203.0.113.99:443")
+    found = traffic.parse_log("\n".join([*LINES.values(), *noise]), [tls, http, other_host_same_port])
+    assert set(found) == {tls, http}
+    assert (found[tls].flags, found[tls].cluster, found[tls].sni, found[tls].route) == ("UH", "BlackHoleCluster", "other.example.com", "")
+    assert (found[tls].upstream_host, found[tls].connected) == ("", False)
+    assert (found[http].details, found[http].route, found[http].host) == ("via_upstream", "default", "httpbin.org")
+    assert (found[http].upstream_host, found[http].connected) == ("203.0.113.11:80", True)
 
 
 def test_reasons_with_braces_and_bars_stay_in_their_field() -> None:
@@ -253,11 +258,11 @@ def test_reasons_with_braces_and_bars_stay_in_their_field() -> None:
 def test_the_json_format_says_the_same_as_the_text() -> None:
     entry = {
         "response_code": 502, "response_flags": "-", "response_code_details": "direct_response", "upstream_cluster": None, "upstream_host": None,
-        "upstream_local_address": None, "downstream_remote_address": "10.244.0.6:42396", "requested_server_name": None, "route_name": "block_all",
-        "upstream_transport_failure_reason": None,
+        "upstream_local_address": None, "downstream_remote_address": "10.244.0.6:42396", "downstream_local_address": "203.0.113.13:80",
+        "requested_server_name": None, "route_name": "block_all", "upstream_transport_failure_reason": None,
     }  # fmt: skip
-    found = traffic.parse_log(json.dumps(entry), ["10.244.0.6:42396"])["10.244.0.6:42396"]
-    text = logged("blocked http")
+    text, connection = logged("blocked http"), connection_of(LINES["blocked http"])
+    found = traffic.parse_log(json.dumps(entry), [connection])[connection]
     assert {**vars(found), "line": ""} == {**vars(text), "line": ""}
 
 
@@ -308,10 +313,10 @@ ENVOY = {"server": "envoy"}
         ("http://httpbin.org/", answer(200), True, ("allowed", None, "unknown")),
         ("https://other.example.com/", answer(rc=35), True, ("blocked", "unknown", None)),
         ("https://other.example.com/", answer(rc=35), False, ("blocked", "far end", None)),
-        ("http://nowhere.invalid/", answer(rc=6, local=None), True, ("blocked", "dns", None)),
-        ("http://10.244.0.250/", answer(rc=28, local=None), False, ("blocked", "network", None)),
-        ("http://a.example:81/", answer(rc=7, local=None, error="curl: (7) Failed (Connection refused)"), False, ("blocked", "far end", None)),
-        ("http://a.example:81/", answer(rc=7, local=None, error="curl: (7) Failed (No route to host)"), False, ("blocked", "network", None)),
+        ("http://nowhere.invalid/", answer(rc=6, connection=None), True, ("blocked", "dns", None)),
+        ("http://10.244.0.250/", answer(rc=28, connection=None), False, ("blocked", "network", None)),
+        ("http://a.example:81/", answer(rc=7, connection=None, error="curl: (7) Failed (Connection refused)"), False, ("blocked", "far end", None)),
+        ("http://a.example:81/", answer(rc=7, connection=None, error="curl: (7) Failed (No route to host)"), False, ("blocked", "network", None)),
         ("tcp://a.example:5432", answer(rc=28), True, ("unknown", None, None)),
         ("tcp://a.example:5432", answer(rc=28, body="banner"), True, ("allowed", None, "unknown")),
         ("tcp://a.example:5432", answer(), True, ("blocked", "unknown", None)),
@@ -390,7 +395,7 @@ def test_the_complaint_names_the_unmet_rows_alone() -> None:
 
 
 def test_a_name_that_does_not_resolve_is_a_hollow_proof() -> None:
-    asked, got = request("http://nowhere.invalid/", "blocked"), answer(rc=6, local=None)
+    asked, got = request("http://nowhere.invalid/", "blocked"), answer(rc=6, connection=None)
     hollow = traffic.row(asked, got, None, traffic.judge(asked, got, None, True), 1)
     assert hollow["met"] and "check the name" in traffic.warnings([hollow])[0]
     assert not traffic.warnings(rows())
