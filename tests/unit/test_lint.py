@@ -95,3 +95,34 @@ def test_a_clash_in_a_namespace_that_the_host_is_exported_to_is_an_error():
     theirs = service_entry("cnn", CNN, namespace="prod", exportTo=["."], ports=ports("http/443"))
     with pytest.raises(PolicyError, match="prod/cnn"):
         Task([CNN], export_to=[".", "prod"]).plan([theirs])
+
+
+CAPTURING = {"host": "db.example.com", "ports": ["tcp/5432"], "capture_port": True}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "clash"),
+    [
+        (service_entry("pg", "pg.example.com", ports=ports("tcp/5432")), True),
+        (service_entry("pg", "pg.example.com", ports=[{"number": 5432, "name": "pg"}]), True),
+        (service_entry("pg", "pg.example.com", ports=ports("tcp/5433")), False),
+        (service_entry("pg", "pg.example.com", ports=ports("tls/5432")), False),
+        (service_entry("pg", "pg.example.com", ports=ports("tcp/5432"), addresses=["192.0.2.1"]), False),
+        (service_entry("pg", "pg.example.com", namespace="prod", exportTo=["."], ports=ports("tcp/5432")), False),
+        (after([], Task([CAPTURING]))[0], False),
+    ],
+    ids=["the same port", "no protocol", "another port", "TLS", "with an address", "not seen here", "of the policy itself"],
+)
+def test_two_hosts_that_capture_one_port_are_an_error(theirs, clash):
+    if not clash:
+        assert clashes([CAPTURING], [theirs]) == []
+        return
+    with pytest.raises(PolicyError) as raised:
+        clashes([CAPTURING], [theirs])
+    said, advice = str(raised.value).split("\n")
+    assert said.startswith("ServiceEntry demo/pg") and "every connection to port 5432" in said and "addresses of db.example.com" in advice
+
+
+def test_a_host_with_an_address_may_use_a_port_that_another_one_captures():
+    captured = service_entry("pg", "pg.example.com", ports=ports("tcp/5432"))
+    assert clashes([{**CAPTURING, "addresses": ["192.0.2.1"]}], [captured]) == []

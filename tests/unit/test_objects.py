@@ -119,10 +119,20 @@ SPECS = [
         },
     ),
     (
-        [{"host": f"{name}.example.com", "ports": ["tcp/5432"], "capture_port": True} for name in ("a", "*")],
+        [{"host": "a.example.com", "ports": ["tcp/5432"], "capture_port": True}],
+        {"egress-default-a.example.com": spec(["a.example.com"], "tcp-5432", "DNS")},
+    ),
+    (
+        [{"host": "*.example.com", "ports": ["tcp/5432"], "addresses": ["192.0.2.1"]}],
+        {"egress-default-example.com-wildcard": spec(["*.example.com"], "tcp-5432", "NONE", addresses=["192.0.2.1"])},
+    ),
+    # A client names an address in the Host header, and that is a name only of entries with that address.
+    (
+        ["192.0.2.9:http/80"],
         {
-            "egress-default-a.example.com": spec(["a.example.com"], "tcp-5432", "DNS"),
-            "egress-default-example.com-wildcard": spec(["*.example.com"], "tcp-5432", "NONE"),
+            "egress-default-192-0-2-9.ip.istio-egress.meshops.io": spec(
+                ["192-0-2-9.ip.istio-egress.meshops.io"], "http-80", "STATIC", endpoints=[{"address": "192.0.2.9"}], addresses=["192.0.2.9"]
+            )
         },
     ),
 ]

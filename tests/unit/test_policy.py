@@ -150,11 +150,12 @@ def test_metadata_of_entries_of_one_host_is_joined():
     [
         (["a.example.com:tls/8000", "a.example.com:http/8000"], "a.example.com is listed twice, with port 8000 as TLS and as HTTP"),
         (["a.example.com", {"host": "a.example.com", "resolution": "none"}], "a.example.com is listed twice, with different addresses or resolutions"),
+        ([{"host": f"{n}.example.com", "ports": ["tcp/1"], "capture_port": True} for n in "ab"], "a.example.com and b.example.com both capture TCP port 1"),
         ([{"host": "a.example.com", "addresses": [f"192.0.2.{n}"]} for n in (1, 2)], "a.example.com is listed twice, with different addresses or resolutions"),
     ],
     ids=str,
 )
-def test_entries_of_one_host_that_contradict_each_other_are_refused(entries, what):
+def test_entries_that_contradict_each_other_are_refused(entries, what):
     assert refusal(parse_hosts, entries)[0].startswith(what)
 
 
@@ -246,6 +247,11 @@ REFUSED = [
     ({"host": "db.example.com", "ports": ["tls/443", "mongo/27017"]}, "MONGO port 27017 without addresses would capture", "addresses"),
     ({"host": "db.example.com", "ports": ["tcp/5432"], "capture_port": "no"}, "would capture every connection", "capture_port: true"),
     ({"host": "db.example.com", "ports": ["tcp/5432"], "capture_port": "maybe"}, '"maybe", which is neither true nor false', "true or false"),
+    ({"host": "*.example.com", "ports": ["tcp/5432"], "capture_port": True}, "would open port 5432 to every address", "addresses"),
+    ({"host": "db.example.com", "ports": ["tcp/5432"], "capture_port": True, "resolution": "none"}, "would open port 5432 to every address", "dns"),
+    # a range of addresses does not bind HTTP
+    ("198.51.100.0/24:http/80", "the Host header alone decides", "TCP"),
+    ({"host": "a.example.com", "ports": [80, 443], "addresses": ["198.51.100.0/24"]}, "the Host header alone decides", "Leave addresses out"),
     # metadata
     ({"host": "a.example.com", "expires": "soon"}, '"soon", which is not a date', "2027-01-31"),
     ({"host": "a.example.com", "expires": "2027-02-30"}, "which is not a date", "2027-01-31"),
