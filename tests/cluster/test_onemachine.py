@@ -195,9 +195,12 @@ def test_down_ends_what_exec_started_and_what_lost_its_folder(meshes: tuple[Mesh
     with subprocess.Popen([MESH, "--name", "trial-1", "exec", "sleep", "600"]) as inside:
         while Path(f"/proc/{inside.pid}/comm").read_text().strip() != "sleep":
             time.sleep(0.05)
-        subprocess.run(["rm", "-rf", mesh.run.root], check=True)
-        mesh("down")
-        assert inside.wait(10) == -signal.SIGKILL
+        try:
+            subprocess.run(["rm", "-rf", mesh.run.root], check=True)
+            mesh("down")
+            assert inside.wait(10) == -signal.SIGKILL
+        finally:
+            inside.kill()
 
 
 # ---- the whole mesh, and its far end ---------------------------------------------------------------------------------------------------

@@ -47,10 +47,18 @@ def start(run: Run) -> list[Component]:
     for folder in (run.far, run.far / "certs", run.far / "faults", run.far / "tmp"):
         folder.mkdir()
     _certify(run, "nobody", ["nobody.invalid"])
+    _certify(run, "default", list(DEFAULT_HOSTS))
     _write_hosts(run, {host: [address] for host, address in DEFAULT_HOSTS.items()})
     for host, fault in DEFAULT_FAULTS.items():
         _write_fault(run, host, fault)
-    values = {"FAR": run.far, "LOG": run.log, "MANIFESTS": MANIFESTS, "REGISTRY": f"{LINK_FAR}:{REGISTRY_PORT}", "IMAGES": run.cache.registry}
+    values = {
+        "FAR": run.far,
+        "LOG": run.log,
+        "MANIFESTS": MANIFESTS,
+        "REGISTRY": f"{LINK_FAR}:{REGISTRY_PORT}",
+        "IMAGES": run.cache.registry,
+        "DEFAULT_HOSTS": " ".join(DEFAULT_HOSTS),
+    }
     (run.far / "nginx.conf").write_text(manifest("farend.nginx.conf", values))
     parts = [
         Component(run, "farend-web", "nginx", "-p", run.far, "-e", run.log / "farend-error.log", "-c", run.far / "nginx.conf", far=True),
