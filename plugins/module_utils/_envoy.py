@@ -55,8 +55,7 @@ def read(dump: Mapping[str, Any]) -> Snapshot:
         if listener:
             for destination, cluster in _listener_routes(listener):
                 routes[destination].add(cluster)
-            default = listener.get("default_filter_chain")
-            modes |= {_MODE_OF_CLUSTER[c] for c in _tcp_clusters([default] if default else ()) if c in _MODE_OF_CLUSTER}
+            modes |= {_MODE_OF_CLUSTER[c] for c in _tcp_clusters(_last_chains(listener)) if c in _MODE_OF_CLUSTER}
         for host in (config.get("route_config") or {}).get("virtual_hosts") or ():
             if host["name"] in _MODE_OF_ROUTES:
                 modes.add(_MODE_OF_ROUTES[host["name"]])
@@ -87,6 +86,12 @@ def _listener_routes(listener: Mapping[str, Any]) -> Iterator[tuple[tuple[str, i
                 addresses = {where.removesuffix("/32").removesuffix("/128") for where in ranges} - (decided if chain is default else set())
                 decided |= addresses
                 yield from (((where, port), cluster) for where in addresses)
+
+
+def _last_chains(listener: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What gets the connections that no match claims: the default chain, or (``virtualOutbound``) a chain without a match."""
+    default = listener.get("default_filter_chain")
+    return [*([default] if default else ()), *(c for c in listener.get("filter_chains") or () if not c.get("filter_chain_match"))]
 
 
 def _route_clusters(virtual_host: Mapping[str, Any]) -> Iterator[str]:

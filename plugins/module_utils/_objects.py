@@ -136,7 +136,7 @@ def read_service_entry(obj: Mapping[str, Any]) -> list[Declared]:
     return [
         Declared(
             HostEntry(host, ports, addresses, spec.get("resolution") or "NONE", tuple(sorted(metadata.get(host, {}).items()))),
-            tuple(sorted(spec.get("exportTo") or ("*",))),
+            tuple(sorted({"." if name == obj["metadata"]["namespace"] else name for name in spec.get("exportTo") or ("*",)})),
         )
         for host in spec.get("hosts") or []
     ]
@@ -167,7 +167,7 @@ def service_entries(wanted: Iterable[Declared], live: Iterable[Object], namespac
     names = _Names(policy, taken={o["metadata"]["name"] for o in live} - set(mine))
     shared = [d for d in wanted if d.entry.shares]
     result = [_service_entry(names.own(d.entry), namespace, policy, [d], d.export_to) for d in wanted if not d.entry.shares]
-    buckets, unplaced = _keep_places(shared, mine)
+    buckets, unplaced = _keep_places(shared, mine, {d.entry.host for d in wanted})
     for declared in unplaced:
         bucket = next((b for b in buckets.values() if b.takes(declared)), None)
         if bucket is None:
@@ -190,7 +190,7 @@ class _Bucket:
         return len(self.hosts) + self.leaving < MAX_HOSTS and (self.shape, self.export_to) == (declared.shape, declared.export_to)
 
 
-def _keep_places(shared: list[Declared], mine: Mapping[str, Object]) -> tuple[dict[str, _Bucket], list[Declared]]:
+def _keep_places(shared: list[Declared], mine: Mapping[str, Object], wanted: Container[str]) -> tuple[dict[str, _Bucket], list[Declared]]:
     """(object name → what it is for and the hosts that stay in it, hosts that need a place).
 
     An object whose hosts all change their exportTo keeps them.
@@ -213,9 +213,9 @@ def _keep_places(shared: list[Declared], mine: Mapping[str, Object]) -> tuple[di
             buckets[name].export_to = votes.most_common(1)[0][0]
         buckets[name].hosts = [h for h in hosts if h.export_to == buckets[name].export_to]
         unplaced += [h for h in hosts if h.export_to != buckets[name].export_to]
-    for declared in unplaced:
-        if declared.entry.host in place:
-            buckets[place[declared.entry.host]].leaving += 1
+    for name, bucket in buckets.items():
+        staying = {h.entry.host for h in bucket.hosts}
+        bucket.leaving = sum(host in wanted and host not in staying for host in mine[name]["spec"].get("hosts") or ())
     return buckets, unplaced
 
 
@@ -255,7 +255,7 @@ def _service_entry(name: str, namespace: str, policy: str, declared: list[Declar
         "ports": [{"number": p.number, "name": p.name, "protocol": p.protocol} for p in first.ports],
         "location": "MESH_EXTERNAL",
         "resolution": first.resolution,
-        "exportTo": list(export_to),
+        "exportTo": sorted({"." if name == namespace else name for name in export_to}),
     }
     if first.resolution == "STATIC":
         spec["endpoints"] = [{"address": a} for a in first.addresses]

@@ -183,6 +183,7 @@ _ENTRY_KEYS = frozenset({"host", "ports", "addresses", "resolution", "capture_po
 
 def _as_mapping(item: Any) -> Mapping[str, Any]:
     """A host entry in its long form. ``host:80,443`` is the short form of a host with ports; IPv6 addresses have more than one colon."""
+    item = _in_lines(item)
     if isinstance(item, str):
         host, short, ports = item.partition(":") if item.count(":") == 1 and "//" not in item else (item, "", "")
         if short and not ports:
@@ -197,7 +198,16 @@ def _as_mapping(item: Any) -> Mapping[str, Any]:
 
 
 def _given_host(item: Mapping[str, Any]) -> str:
-    return _one_line(item["host"])
+    return str(item["host"])
+
+
+def _in_lines(item: Any) -> Any:
+    """The item with every text in it on one line, so that a message that quotes it keeps its two."""
+    if isinstance(item, str):
+        return _one_line(item)
+    if isinstance(item, Mapping):
+        return {_one_line(key): _in_lines(value) for key, value in item.items()}
+    return [_in_lines(value) for value in item] if isinstance(item, (list, tuple)) else item
 
 
 def _one_line(value: Any) -> str:

@@ -234,7 +234,7 @@ def main() -> None:
     with module.errors_in_plain_words():
         _policy.check_something_to_remove(params)
         policy, present = _policy.policy_name(params["policy"]), params["state"] == "present"
-        export_to = _policy.export_to(params["export_to"])
+        export_to = _policy.export_to("." if name == namespace else name for name in params["export_to"])
         listed = _policy.parse_hosts(params["hosts"] or []) if present else ()
         unlisted = set() if present else set(_policy.parse_names(params["hosts"] or []))
         module.warn_all([f"{host} expired on {day}; remove it, or give it a new date." for host, day in _policy.expired(listed, date.today())])
