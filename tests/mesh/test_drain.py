@@ -1,0 +1,36 @@
+"""A switch to REGISTRY_ONLY and the connections that are open then: they live on for Istio's drain time, and `wait_drain` returns when they are closed."""
+
+from __future__ import annotations
+
+import time
+
+from mesh.load import CONNECTIONS, Load, Stream, process_of
+
+MODE = "istio_outbound_mode"
+DRAIN_TIME = 45
+"""Seconds; Istio's default (drainDuration of its ProxyConfig)."""
+RATE = 2 * CONNECTIONS
+"""Each connection is used every half second, so that this is how late its end is seen."""
+
+
+def test_wait_drain_returns_when_the_open_connections_are_closed(workload, run_module, own_mesh, capsys):
+    undeclared = Stream("kept", "www.google.com", workload.curl("https://www.google.com/").address, tls=True, kept=True, rate=RATE)
+    run_module(MODE, namespace=workload.namespace, mode="ALLOW_ANY")
+    with Load(process_of(workload.uid), [undeclared], own_mesh.cache.far_ca, seconds=300) as load:
+        while load.sent < 2 * CONNECTIONS:
+            time.sleep(0.1)
+            load.count()
+        begun = load.elapsed
+        result = run_module(MODE, namespace=workload.namespace, mode="REGISTRY_ONLY", wait_drain=True)
+        returned = load.elapsed
+        assert workload.curl("https://www.google.com/").outcome == "closed"
+        time.sleep(2)
+        load.finish()
+    in_force = returned - result["drain_seconds"]
+    closed, failures = load.counts["kept"].reconnects[:CONNECTIONS], load.counts["kept"].failures
+    told = f"mode in force at {in_force - begun:.1f} s, closed at {', '.join(f'{at - begun:.1f}' for at in closed)}, task back at {returned - begun:.1f} s"
+    with capsys.disabled():
+        print(f"\n{told}; drain_seconds {result['drain_seconds']}")
+    assert failures[0][0] > in_force + DRAIN_TIME - 3, f"a request failed before the drain time was over: {told}\n{load.report()}"
+    assert len(closed) == CONNECTIONS and closed[-1] < returned + 1, f"connections were open when the task came back: {told}\n{load.report()}"
+    assert DRAIN_TIME - 3 < result["drain_seconds"] < DRAIN_TIME + 10, told
