@@ -32,6 +32,8 @@ LINES = {
     '"203.0.113.10:8081" outbound|8081||edition.cnn.com - 203.0.113.10:8081 10.244.0.6:35426 - default',
     "unanswered http": '[2026-11-22T02:24:52.331Z] "GET / HTTP/1.1" 0 DC downstream_remote_disconnect - "-" 0 0 940 - "-" "curl/7.88.1" "e3e00764-b990" '
     '"de.wikipedia.org" "10.244.0.250:80" outbound|80||de.wikipedia.org - 203.0.113.15:80 10.244.0.6:46778 - default',
+    "reset http": '[2026-11-22T02:34:32.463Z] "GET / HTTP/1.1" 503 UC upstream_reset_before_response_started{connection_termination} - "-" 0 95 15 - "-" '
+    '"curl/7.88.1" "cea32ee8-3bc8" "reset.example.com" "203.0.113.94:80" PassthroughCluster 10.244.0.6:56250 203.0.113.94:80 10.244.0.6:56244 - allow_any',
     "no address": '[2026-11-22T02:24:52.301Z] "GET / HTTP/1.1" 503 UH no_healthy_upstream - "-" 0 19 0 - "-" "curl/7.88.1" "535b1d95-dfc7" "www.wikipedia.org" '
     '"-" outbound|80||www.wikipedia.org - 203.0.113.16:80 10.244.0.6:42080 - default',
     "gateway http": '[2026-11-22T02:23:34.305Z] "GET / HTTP/1.1" 200 - via_upstream - "-" 0 112 3 3 "-" "curl/7.88.1" "681e3f7b-bca3" "de.wikipedia.org" '
@@ -85,6 +87,7 @@ def test_requests_come_as_dictionaries_strings_and_the_text_of_a_survey() -> Non
         ("tcp://db.example.com:5432/x", "a host and a port"),
         ("http://user:secret@a.example/", "user name or password"),
         ({"url": 'http://a.example/"$(id)"'}, "percent-encode"),
+        ("http://a.example/é", "percent-encode"),
         ({"url": "http://a.example/", "expect": "maybe"}, '"maybe" cannot be expected'),
         ({"url": "http://a.example/", "via": "gateway"}, 'no key "via"'),
         ({"host": "a.example"}, "with the key url"),
@@ -230,6 +233,7 @@ def test_the_command_runs_curl_once_per_request_and_keeps_outputs_apart(tmp_path
     assert first.splitlines()[-5:] == ["--max-time", "5", "--local-port", "10000-10003", "http://a.example/?x=$HOME&y='1'"]
     assert second.splitlines()[-5:] == ["--max-time", str(traffic.HOLD), "--local-port", "10004-10007", "telnet://[2001:db8::1]:5432"]
     assert ("-k" in first.splitlines()) == insecure
+    assert {"-q", "-g", "-i", "-v"} < set(first.splitlines())
     assert "\\n7f3a\\t%{http_code}\\t%{local_ip}" in first
     assert ran.stderr == "error of http://a.example/?x=$HOME&y='1'\n7f3a\nerror of telnet://[2001:db8::1]:5432\n7f3a\n"
 
@@ -243,6 +247,7 @@ def test_a_line_is_found_by_both_ends_of_its_connection() -> None:
     other_host_same_port = (tls[0], "203.0.113.99:443")
     found = traffic.parse_log("\n".join([*LINES.values(), *noise]), [tls, http, other_host_same_port])
     assert set(found) == {tls, http}
+    assert not traffic.parse_log(LINES["blocked tls"], [other_host_same_port])
     assert (found[tls].flags, found[tls].cluster, found[tls].sni, found[tls].route) == ("UH", "BlackHoleCluster", "other.example.com", "")
     assert (found[tls].upstream_host, found[tls].connected) == ("", False)
     assert (found[http].details, found[http].route, found[http].host) == ("via_upstream", "default", "httpbin.org")
@@ -270,34 +275,37 @@ def test_the_json_format_says_the_same_as_the_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "line", "got", "verdict"),
+    ("url", "line", "got", "verdict", "reason"),
     [
-        ("http://httpbin.org/headers", "registered http", answer(200), ("allowed", None, "registered")),
-        ("http://httpbin.org/headers", "registered http", answer(502), ("allowed", None, "registered")),  # the far end's own 502: via_upstream
-        ("http://other.example.com/", "passthrough http", answer(200), ("allowed", None, "passthrough")),
-        ("http://other.example.com/", "blocked http", answer(502), ("blocked", "mesh", None)),
-        ("https://www.google.com/", "registered tls", answer(200), ("allowed", None, "registered")),
-        ("https://www.google.com/", "registered tls", answer(rc=60), ("blocked", "client", None)),
-        ("https://www.google.com/", "registered tls", answer(rc=35), ("blocked", "far end", None)),
-        ("https://other.example.com/", "blocked tls", answer(rc=35), ("blocked", "mesh", None)),
-        ("tcp://203.0.113.11:9000", "registered tcp", answer(rc=28), ("allowed", None, "registered")),
-        ("tcp://203.0.113.11:9000", "registered tcp", answer(), ("allowed", None, "registered")),  # taken, and closed by the far end
-        ("tcp://203.0.113.11:9111", "refused tcp", answer(), ("blocked", "far end", None)),
-        ("tcp://10.244.0.250:5432", "unanswered tcp", answer(rc=28), ("blocked", "network", None)),
-        ("http://edition.cnn.com:8081/", "refused http", answer(503), ("blocked", "far end", None)),
-        ("http://de.wikipedia.org/", "unanswered http", answer(rc=28), ("blocked", "network", None)),
-        ("http://www.wikipedia.org/", "no address", answer(503, body="no healthy upstream"), ("blocked", "mesh", None)),
-        ("http://de.wikipedia.org/", "gateway http", answer(200), ("allowed", None, "gateway")),
-        ("http://de.wikipedia.org/", "gateway http", answer(404), ("blocked", "mesh", None)),
-        ("http://de.wikipedia.org/", "gateway http", answer(404, body="<html>no such page"), ("allowed", None, "gateway")),
-        ("http://de.wikipedia.org/", "gateway http", answer(403, body="RBAC: access denied"), ("blocked", "mesh", None)),
-        ("https://en.wikipedia.org/", "gateway tls closed", answer(rc=35), ("blocked", "unknown", None)),
+        ("http://httpbin.org/headers", "registered http", answer(200), ("allowed", None, "registered"), "outbound|80||httpbin.org"),
+        ("http://httpbin.org/headers", "registered http", answer(502), ("allowed", None, "registered"), ""),  # the far end's own 502: via_upstream
+        ("http://other.example.com/", "passthrough http", answer(200), ("allowed", None, "passthrough"), "PassthroughCluster"),
+        ("http://other.example.com/", "blocked http", answer(502), ("blocked", "mesh", None), "the host is not declared"),
+        ("https://www.google.com/", "registered tls", answer(200), ("allowed", None, "registered"), ""),
+        ("https://www.google.com/", "registered tls", answer(rc=60), ("blocked", "client", None), "curl: (60)"),
+        ("https://www.google.com/", "registered tls", answer(rc=35), ("blocked", "far end", None), "no answer"),
+        ("https://other.example.com/", "blocked tls", answer(rc=35), ("blocked", "mesh", None), "no host is declared for port 443"),
+        ("tcp://203.0.113.11:9000", "registered tcp", answer(rc=28), ("allowed", None, "registered"), ""),
+        ("tcp://203.0.113.11:9000", "registered tcp", answer(), ("allowed", None, "registered"), ""),  # taken, and closed by the far end
+        ("tcp://203.0.113.11:9111", "refused tcp", answer(), ("blocked", "far end", None), "Connection_refused"),
+        ("tcp://10.244.0.250:5432", "unanswered tcp", answer(rc=28), ("blocked", "network", None), "could not connect to 10.244.0.250:5432"),
+        ("http://edition.cnn.com:8081/", "refused http", answer(503), ("blocked", "far end", None), "could not connect to 203.0.113.10:8081"),
+        ("http://de.wikipedia.org/", "unanswered http", answer(rc=28), ("blocked", "network", None), "no connection to 10.244.0.250:80"),
+        ("http://reset.example.com/", "reset http", answer(503, body="upstream connect error"), ("blocked", "far end", None), "503 by itself"),
+        ("http://www.wikipedia.org/", "no address", answer(503, body="no healthy upstream"), ("blocked", "mesh", None), "no address for it"),
+        ("http://de.wikipedia.org/", "gateway http", answer(200), ("allowed", None, "gateway"), GATEWAY),
+        ("http://de.wikipedia.org/", "gateway http", answer(404), ("blocked", "mesh", None), "the gateway answered 404 by itself (empty body)"),
+        ("http://de.wikipedia.org/", "gateway http", answer(404, body="<html>no such page"), ("allowed", None, "gateway"), ""),
+        ("http://de.wikipedia.org/", "gateway http", answer(403, body="RBAC: access denied"), ("blocked", "mesh", None), "RBAC: access denied"),
+        ("https://en.wikipedia.org/", "gateway tls closed", answer(rc=35), ("blocked", "unknown", None), "no answer"),
+        ("tcp://en.wikipedia.org:443", "gateway tls closed", answer(), ("blocked", "unknown", None), ""),
+        ("tcp://en.wikipedia.org:443", "gateway tls closed", answer(rc=28), ("allowed", None, "gateway"), ""),
     ],
 )
-def test_the_verdict_from_a_log_line(url: str, line: str, got: traffic.Answer, verdict: tuple[str, str | None, str | None]) -> None:
+def test_the_verdict_from_a_log_line(url: str, line: str, got: traffic.Answer, verdict: tuple[str, str | None, str | None], reason: str) -> None:
     judged = traffic.judge(request(url), got, logged(line), sidecar=True)
     assert (judged.word, judged.by, judged.via) == verdict
-    assert judged.reason
+    assert reason in judged.reason
 
 
 ENVOY = {"server": "envoy"}
@@ -310,6 +318,7 @@ ENVOY = {"server": "envoy"}
         ("http://httpbin.org/", answer(502, headers={**ENVOY, "x-envoy-upstream-service-time": "3"}), True, ("allowed", None, "unknown")),
         ("http://httpbin.org/", answer(502, body="<html>Bad Gateway", headers=ENVOY), True, ("allowed", None, "unknown")),
         ("http://httpbin.org/", answer(502, headers=ENVOY), False, ("allowed", None, "no sidecar")),
+        ("http://httpbin.org/", answer(502, headers={"server": "nginx"}), True, ("allowed", None, "unknown")),  # it went around the sidecar
         ("http://httpbin.org/", answer(200), True, ("allowed", None, "unknown")),
         ("https://other.example.com/", answer(rc=35), True, ("blocked", "unknown", None)),
         ("https://other.example.com/", answer(rc=35), False, ("blocked", "far end", None)),
