@@ -38,6 +38,7 @@ PLURALS = {
     "apps/v1": {"Deployment": "deployments"},
     "networking.istio.io/v1": {"ServiceEntry": "serviceentries", "Sidecar": "sidecars"},
     "rbac.authorization.k8s.io/v1": {"ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings", "RoleBinding": "rolebindings"},
+    "flowcontrol.apiserver.k8s.io/v1": {"FlowSchema": "flowschemas"},
     "admissionregistration.k8s.io/v1": {
         "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
         "ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings",
@@ -71,11 +72,15 @@ class ApiServer:
 
     def call(self, method: str, path: str, body: object = None, content_type: str = "application/json") -> Object:
         """One request; the answer as a dictionary. Raises Refused."""
-        headers = {**self._login, "Accept": "application/json", "Content-Type": content_type}
+        return json.loads(self.text(path, method, body, content_type))
+
+    def text(self, path: str, method: str = "GET", body: object = None, content_type: str = "application/json") -> str:
+        """One request; the answer as it comes. Raises Refused."""
+        headers = {**self._login, "Accept": "application/json, text/plain", "Content-Type": content_type}
         answer = self._pool.request(method, self.url + path, body=None if body is None else json.dumps(body), headers=headers)
         if answer.status >= 400:
             raise Refused(answer.status, answer.data.decode())
-        return json.loads(answer.data)
+        return answer.data.decode()
 
     def create(self, obj: Object) -> Object:
         return self.call("POST", path_of(obj["kind"], obj["metadata"].get("namespace")), obj)

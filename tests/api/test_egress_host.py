@@ -397,3 +397,16 @@ def test_a_connection_that_breaks_half_way_is_told_and_the_next_run_finishes(acc
     assert sorted(declared(account, namespace)) == ["a.hosts.test"]
     task(**wanted)
     assert sorted(declared(account, namespace)) == ["a.hosts.test", "b.hosts.test", "c.hosts.test"]
+
+
+def test_a_connection_that_breaks_while_it_waits_does_not_hide_what_was_written(account: Account, namespace: str, task: Callable[..., Result]) -> None:
+    def hang_up(method: str, path: str) -> None:
+        if "/pods" in path:
+            raise ConnectionError
+
+    with Relay(account.server, hang_up) as relay:
+        result = task(host=relay.url, api_key=account.token, hosts=["a.hosts.test"])
+    assert result["failed"], result
+    assert result.msg.count("\n") == 1 and relay.url in result.msg and "does not answer" in result.msg and "Caused by" not in result.msg, result.msg
+    assert "nothing was written" not in result.msg.lower() and "written" in result.msg, result.msg
+    assert declared(account, namespace) == {"a.hosts.test": ["TLS/443"]}
