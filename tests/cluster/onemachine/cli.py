@@ -106,10 +106,11 @@ def kubeconfig_command(run: Run, args: argparse.Namespace) -> None:
 
 
 def exec_command(run: Run, args: argparse.Namespace) -> None:
-    if not args.words:
+    command = args.words[1:] if args.words[:1] == ["--"] else args.words
+    if not command:
         raise MeshError("exec: which command? For example: mesh exec kubectl get pods -A")
     _running(run)
-    words = machine.enter(machine.pid_of(run) or 0, network_only=True) + args.words
+    words = machine.enter(machine.pid_of(run) or 0, network_only=True) + command
     path = f"{run.cache.bin}:{os.environ.get('PATH', '')}"
     os.execvpe(words[0], words, {**os.environ, "PATH": path, "KUBECONFIG": str(run.kubeconfig), machine.MARK: str(run.root)})
 

@@ -178,6 +178,8 @@ def start_store_and_api(run: Run, port: int, listener_fd: int) -> list[Component
         Component(
             run,
             "kube-apiserver",
+            "env",
+            "GOGC=400",  # a sixth less work at the start, for 200 MB of memory
             "kube-apiserver",
             f"--etcd-servers={client}",
             "--bind-address=0.0.0.0",
@@ -238,7 +240,9 @@ def install_crds(run: Run) -> None:
             served |= {(f"/apis/{spec['group']}/{v['name']}", f'"name":"{spec["names"]["plural"]}"') for v in spec["versions"] if v["served"]}
 
     def all_served() -> bool:
-        lists = {group: request(run, "GET", group)[1] for group in {group for group, _plural in served}}
-        return all(plural in lists[group] for group, plural in served)
+        for group in {group for group, _plural in served}:
+            listed = request(run, "GET", group)[1]
+            served.difference_update({(g, plural) for g, plural in served if g == group and plural in listed})
+        return not served
 
-    wait_for("Istio's CRDs", all_served, [])
+    wait_for("Istio's CRDs", all_served, [], every=0.2)

@@ -233,7 +233,7 @@ def signal_component(run: Run, name: str, number: signal.Signals) -> None:
     os.kill(int((run.pids / name).read_text()), number)
 
 
-def wait_for(what: str, ready: Callable[[], bool], watched: list[Component], seconds: float = 180, every: float = 0.05) -> None:
+def wait_for(what: str, ready: Callable[[], bool], watched: list[Component], seconds: float = 180, every: float = 0.1) -> None:
     """Wait until `ready`, as long as all the watched components live."""
     deadline = time.monotonic() + seconds
     while not ready():
