@@ -175,7 +175,6 @@ def test_hosts_of_two_full_objects_change_places_without_a_gap():
         assert {"t0.example.com", "p0.example.com"} <= {host for o in state for host in o["spec"]["hosts"]}
 
 
-@pytest.mark.xfail(reason="_Bucket.leaving knows only hosts that move from one shared object to another: 257 hosts, which the server refuses")
 def test_a_full_object_takes_no_host_for_one_that_is_still_in_it():
     """It moves to an object of its own, and leaves the full one only when it is there."""
     live = after([], Task(many(256)))
@@ -183,7 +182,6 @@ def test_a_full_object_takes_no_host_for_one_that_is_still_in_it():
     assert max(len(o["spec"]["hosts"]) for state in states(live, plan) for o in state) == 256
 
 
-@pytest.mark.xfail(reason="_Bucket.leaving knows only hosts that move from one shared object to another: 257 hosts, which the server refuses")
 def test_a_full_object_takes_no_host_for_one_that_a_broken_move_left_in_it():
     """Both objects of an interrupted move hold the host; the one that it leaves now is full."""
     tls = many(256)
@@ -205,7 +203,6 @@ def test_namespaces_in_another_order_are_no_reason_to_move_a_host():
     assert writes(Task([A], export_to=["y", "x"]).plan(live)) == []
 
 
-@pytest.mark.xfail(reason="the object says both, and istiod refuses it: duplicate entries in exportTo")
 def test_the_namespace_itself_beside_the_dot_is_said_once():
     [change] = Task([A], export_to=[".", "demo"]).plan([]).changes
     assert change.after["spec"]["exportTo"] in (["."], ["demo"])
