@@ -217,6 +217,8 @@ class Cluster:
             out.append(stream.read_stdout(timeout=0) or "")
             err.append(stream.read_stderr(timeout=0) or "")
             return stream.returncode or 0, "".join(out), "".join(err)
+        except ValueError as error:  # the client expects an exit code where the runtime says why it could not start the command
+            raise ClusterError(0, "NotStarted", _one_line(error), "run a command in", "Pod", namespace, pod) from error
         finally:
             stream.close()
 

@@ -278,8 +278,10 @@ class Prober:
         command = _traffic.command(requests, self.timeout, self.insecure, token, port)
         try:
             _rc, out, err = self.cluster.exec(source.namespace, source.pod, source.container, command, _traffic.seconds_at_most(requests, self.timeout) + 20)
-        except ValueError as error:  # how the client says that the container could not start the command
-            raise _traffic.TrafficError(f"{source} cannot run sh: {error}.\n{_traffic.NEEDS}") from error
+        except ClusterError as error:
+            if error.reason != "NotStarted":
+                raise
+            raise _traffic.TrafficError(f"{source} cannot run sh: {error.message}.\n{_traffic.NEEDS}") from error
         return _traffic.parse_output(requests, token, out, err)
 
     def _log_lines(self, answers: list[_traffic.Answer], started: float) -> dict[_traffic.Connection, _traffic.LogLine]:
