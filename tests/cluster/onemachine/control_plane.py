@@ -68,7 +68,7 @@ def relay(listener_fd: int, port: int) -> None:
 
 def make_pki(run: Run, port: int) -> None:
     """CA, certificates, token and kubeconfigs of a run."""
-    run.pki.mkdir()
+    run.pki.mkdir(mode=0o700)
     ca = run.pki / "ca.crt", run.pki / "ca.key"
     pki.authority(*ca, f"mesh-{run.name}-ca")
     pki.key_pair(run.pki / "sa.key", run.pki / "sa.pub")
@@ -95,6 +95,7 @@ def make_pki(run: Run, port: int) -> None:
     for user in (*users, "kubelet"):
         _write_kubeconfig(run, user, port)
     (run.pki / "admin.kubeconfig").rename(run.kubeconfig)
+    run.token.touch(mode=0o600)
     run.token.write_text(secrets.token_hex(16))
     (run.pki / "tokens.csv").write_text(f'{run.token.read_text()},token-admin,token-admin,"system:masters"\n')
 
@@ -202,12 +203,8 @@ def start_store_and_api(run: Run, port: int, listener_fd: int) -> list[Component
             f"--audit-log-path={run.audit_log}",
             "--audit-log-maxsize=1024",
         ),
-        relay_component(run, port, listener_fd),
+        Component(run, "relay", sys.executable, ENTRY, "--name", run.name, "on-machine", "relay", listener_fd, port, pass_fds=(listener_fd,)),
     ]
-
-
-def relay_component(run: Run, port: int, listener_fd: int) -> Component:
-    return Component(run, "relay", sys.executable, ENTRY, "--name", run.name, "on-machine", "relay", listener_fd, port, pass_fds=(listener_fd,))
 
 
 def start_controllers(run: Run, *, api_only: bool) -> list[Component]:

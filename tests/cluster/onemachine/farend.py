@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 
 from . import pki
 from .layout import ENTRY, FAR_NETS, LINK_FAR, MANIFESTS, REGISTRY_PORT, MeshError, Run, manifest
-from .machine import Component, signal_component, wait_for
+from .machine import Component, signal_component, stop_component, wait_for
 
 DEFAULT_HOSTS = {
     "edition.cnn.com": "203.0.113.10",
@@ -110,7 +110,7 @@ def hosts(run: Run) -> dict[str, list[str]]:
 
 def faults(run: Run) -> dict[str, dict]:
     """Each host that does something wrong on purpose, with what."""
-    return {f.name: json.loads(f.read_text()) for f in sorted((run.far / "faults").iterdir()) if not f.name.endswith(".new")}
+    return {f.name: json.loads(f.read_text()) for f in sorted((run.far / "faults").iterdir()) if not f.name.startswith(".")}
 
 
 def add_hosts(run: Run, words: Iterable[str]) -> None:
@@ -144,7 +144,7 @@ def _is_far(address: str) -> bool:
         return False
 
 
-def remove_hosts(run: Run, words: Iterable[str]) -> None:
+def remove_hosts(run: Run, words: list[str]) -> None:
     known = hosts(run)
     unknown = [w for w in words if w.lower() not in known]
     if unknown:
@@ -175,16 +175,9 @@ def _change_hosts(run: Run, before: dict, after: dict) -> None:
         signal_component(run, "farend-dns", signal.SIGHUP)
         wait_for("the far end's DNS", lambda: f"read {run.far}/hosts" in _dns_log(run)[seen:], [], 20)
     else:  # dnsmasq reads wildcards at its start only; it is gone for milliseconds, and resolvers ask again
-        signal_component(run, "farend-dns", signal.SIGKILL)
-        wait_for("the far end's DNS to end", lambda: not _listens(), [], 20, every=0.005)
+        stop_component(run, "farend-dns")
         _start_dns(run)
         wait_for("the far end's DNS", lambda: f"read {run.far}/hosts" in _dns_log(run)[seen:], [], 20)
-
-
-def _listens() -> bool:
-    return (
-        subprocess.run(["nsenter", "--net=/run/netns/far", "--", "ss", "-Hlun", f"src {LINK_FAR}:53"], text=True, capture_output=True, check=True).stdout != ""
-    )
 
 
 def _write_hosts(run: Run, table: dict[str, list[str]]) -> None:
@@ -229,7 +222,7 @@ def _write_fault(run: Run, host: str, fault: dict) -> None:
     if not fault:
         file.unlink(missing_ok=True)
         return
-    new = file.with_name(host + ".new")
+    new = file.with_name("." + host)
     new.write_text(json.dumps(fault))
     new.rename(file)
 

@@ -135,7 +135,7 @@ def end(run: Run) -> bool:
             os.kill(victim, signal.SIGKILL)
     _until(lambda: not any(_process_started(v) for v in victims), 20, f"processes {victims} of mesh {run.name} do not end")
     foreign = f"{CGROUPS}/*/{run.cgroup} holds processes that are not of this MESH_CACHE: choose another --name"
-    _until(lambda: not any(g.read_text().strip() for folder in _cgroup_folders(run) for g in folder.rglob("cgroup.procs")), 5, foreign)
+    _until(lambda: not _cgroups_busy(run), 5, foreign)
     _until(lambda: _remove_cgroups(run), 20, f"cannot remove the cgroups {CGROUPS}/*/{run.cgroup}")
     _until(lambda: _remove_folder(run.root), 20, f"cannot remove {run.root}")
     return found
@@ -192,6 +192,15 @@ def _make_cgroups(run: Run) -> None:
         group.mkdir(exist_ok=True)
 
 
+def _cgroups_busy(run: Run) -> bool:
+    for folder in _cgroup_folders(run):
+        for processes in folder.rglob("cgroup.procs"):
+            with contextlib.suppress(OSError):  # gone meanwhile
+                if processes.read_text().strip():
+                    return True
+    return False
+
+
 def _remove_cgroups(run: Run) -> bool:
     for group in _cgroup_folders(run):
         for path, _folders, _files in os.walk(group, topdown=False):
@@ -231,6 +240,13 @@ class Component:
 
 def signal_component(run: Run, name: str, number: signal.Signals) -> None:
     os.kill(int((run.pids / name).read_text()), number)
+
+
+def stop_component(run: Run, name: str) -> None:
+    """End a component and see that it is gone, with the ports it had."""
+    pid = int((run.pids / name).read_text())
+    os.kill(pid, signal.SIGKILL)
+    _until(lambda: _process_started(pid) is None, 20, f"{name} does not end")
 
 
 def wait_for(what: str, ready: Callable[[], bool], watched: list[Component], seconds: float = 180, every: float = 0.1) -> None:

@@ -16,8 +16,7 @@ def _ip(*lines: str, far: bool = False) -> None:
 
 
 def make(*, api_only: bool) -> None:
-    bits = NODE_NET.partition("/")[2]
-    _ip("link set lo up", "link add eth0 type bridge", f"addr add {NODE_IP}/{bits} dev eth0", "link set eth0 up")
+    _ip("link set lo up", "link add eth0 type bridge", f"addr add {NODE_IP}/24 dev eth0", "link set eth0 up")
     if api_only:
         return
     _ip(
