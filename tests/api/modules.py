@@ -372,7 +372,7 @@ class _Forks:
 def serve() -> None:
     """Reads requests, one JSON object a line, and answers each with the output of a forked child that ran the module."""
     import ansible.module_utils.basic
-    import kubernetes.client as client
+    from kubernetes import client
 
     # for the children; later releases of the client import a class when it is first looked at
     _imported = (ansible.module_utils.basic, client.AppsV1Api, client.CoreV1Api, client.CustomObjectsApi)

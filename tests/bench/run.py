@@ -278,7 +278,7 @@ def aims(results: dict[str, dict[str, Usage]]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--host-count", type=int, default=500, help="hosts to declare (%(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="runs of each scenario, of which the median counts (%(default)s)")
     options = parser.parse_args()

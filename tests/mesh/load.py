@@ -243,14 +243,14 @@ async def generate(streams: list[Stream], counts: dict[str, Count], ca: str, sec
             places.release()
 
         async with asyncio.TaskGroup() as requests:
-            async for _ in due(stream.rate):
+            async for _turn in due(stream.rate):
                 await places.acquire()
                 requests.create_task(one())
 
     async def kept(stream: Stream, number: int) -> None:
         count = counts[stream.name]
         connection: Connection | None = None
-        async for _ in due(stream.rate / CONNECTIONS, number / stream.rate):
+        async for _turn in due(stream.rate / CONNECTIONS, number / stream.rate):
             if connection is None or not connection.is_open:
                 if connection:
                     connection.close()

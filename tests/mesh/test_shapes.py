@@ -177,4 +177,3 @@ def request(workload, to: To) -> str:
     port = parts.port or {"http": 80, "https": 443}[parts.scheme]
     answer = workload.curl(to.url, "-k", *(["--connect-to", f"{parts.hostname}:{port}:{dialled}:{port}"] if to.at else []))
     return answer.body["address"] if answer.status == 200 else answer.outcome
-
