@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -204,11 +205,11 @@ def test_a_wildcard_and_a_host_named_wildcard_both_get_an_object():
     assert len({o["metadata"]["name"] for o in objects}) == 2
 
 
-@pytest.mark.parametrize("host", [f"{'a' * 60}.{'b' * 60}.{'c' * 60}.{'d' * 60}.com", f"{'-'.join('a' * 30)}.{'.'.join('b' * 90)}.com"], ids=["labels", "dots"])
-def test_a_long_host_gets_a_name_that_kubernetes_takes_and_that_no_other_host_gets(host):
-    others = [f"x.{host[2:]}", host]
-    names = [made({"host": h, "addresses": ["192.0.2.1"]}, policy="p" * 40)[0]["metadata"]["name"] for h in others]
-    assert all(len(name) <= 253 for name in names) and len(set(names)) == 2
+@pytest.mark.parametrize("middle", [f"{'a' * 60}.{'b' * 60}.{'c' * 60}", ".".join("a" * 95)], ids=["long labels", "many labels"])
+def test_long_hosts_get_names_that_kubernetes_takes_and_that_differ(middle):
+    names = [made({"host": f"{middle}.{last}.com", "addresses": ["192.0.2.1"]}, policy="p" * 40)[0]["metadata"]["name"] for last in ("one", "two")]
+    assert all(len(name) <= 253 and re.fullmatch(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?", name) and ".-" not in name for name in names)
+    assert len(set(names)) == 2
 
 
 # -- what counts as a difference ----------------------------------------------------------------------------------------------------
@@ -271,9 +272,9 @@ def test_a_reason_to_write_which_is_gone_after_the_write(difference):
     assert same_object(updated(live, WANTED), WANTED)
 
 
-def test_all_is_exported_when_exportTo_is_left_out():
-    [wanted] = made("a.example.com", export_to=("*",))
-    assert same_object(changed(wanted, spec__exportTo=None), wanted)
+def test_what_is_left_out_is_exported_to_all_and_has_the_resolution_NONE():
+    [wanted] = made("*.example.com", export_to=("*",))
+    assert same_object(changed(wanted, spec__exportTo=None, spec__resolution=None), wanted)
 
 
 def test_order_of_namespaces_and_addresses_is_no_difference():

@@ -53,6 +53,7 @@ PLANS = {
     "a host less": ([Task([A, B])], Task([B], state="absent"), ["~ serviceentry demo/egress-default-tls-443-1 - b.example.com"]),
     "the last host less": ([Task([A])], Task([A], state="absent"), ["- serviceentry demo/egress-default-tls-443-1 1 host: a.example.com"]),
     "a host less that is not there": ([Task([A])], Task([B], state="absent"), []),
+    "one host for another": ([Task([A, C])], Task([B, C], purge=True), ["~ serviceentry demo/egress-default-tls-443-1 + b.example.com, - a.example.com"]),
     "purge": (
         [Task([A, B, DB])],
         Task([A], purge=True),
@@ -290,7 +291,8 @@ def test_an_object_that_is_written_twice_is_shown_once_from_start_to_end():
 
 @pytest.mark.parametrize(("before", "after_", "action", "sign"), [(None, "x", "create", "+"), ("x", "x", "update", "~"), ("x", None, "delete", "-")])
 def test_a_change_says_what_it_does(before, after_, action, sign):
-    change = Change(*(service_entry(name, A) if name else None for name in (before, after_)), "a note")
+    change = Change(service_entry(before, A) if before else None, service_entry(after_, B) if after_ else None, "a note")
+    assert change.object["spec"]["hosts"] == ([B] if after_ else [A])
     assert change.reference() == {"kind": "ServiceEntry", "namespace": "demo", "name": "x", "action": action}
     assert str(change) == f"{sign} serviceentry   demo/x  a note"
 
