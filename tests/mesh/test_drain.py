@@ -27,10 +27,10 @@ def test_wait_drain_returns_when_the_open_connections_are_closed(workload, run_m
         time.sleep(2)
         load.finish()
     in_force = returned - result["drain_seconds"]
-    closed, failures = load.counts["kept"].reconnects[:CONNECTIONS], load.counts["kept"].failures
+    closed = load.counts["kept"].reconnects[:CONNECTIONS]
     told = f"mode in force at {in_force - begun:.1f} s, closed at {', '.join(f'{at - begun:.1f}' for at in closed)}, task back at {returned - begun:.1f} s"
     with capsys.disabled():
         print(f"\n{told}; drain_seconds {result['drain_seconds']}")
-    assert failures[0][0] > in_force + DRAIN_TIME - 3, f"a request failed before the drain time was over: {told}\n{load.report()}"
-    assert len(closed) == CONNECTIONS and closed[-1] < returned + 1, f"connections were open when the task came back: {told}\n{load.report()}"
     assert DRAIN_TIME - 3 < result["drain_seconds"] < DRAIN_TIME + 10, told
+    assert len(closed) == CONNECTIONS and closed[-1] < returned + 1, f"connections were open when the task came back: {told}\n{load.report()}"
+    assert closed[0] > in_force + DRAIN_TIME - 3, f"a connection did not live for the drain time: {told}\n{load.report()}"
