@@ -15,11 +15,11 @@ APP = {"name": "sleep"}
 READY = {"phase": "Running", "containerStatuses": [{"name": "sleep", "ready": True}, {"name": "istio-proxy", "ready": True}]}
 
 
-def pod(*containers, init=(), status=None, **metadata):
+def pod(*containers, init=(), status="ready", **metadata):
     return {
         "metadata": {"namespace": "demo", "name": "sleep-1", **metadata},
         "spec": {"containers": list(containers), **({"initContainers": list(init)} if init else {})},
-        "status": READY if status is None else status,
+        "status": READY if status == "ready" else status,
     }
 
 
