@@ -54,6 +54,18 @@ def test_the_first_request_after_a_change_of_mode_meets_the_mode(refusing, run_m
     assert seen == [["200", "200"], ["502", "closed"]] * 3
 
 
+def test_a_sidecar_that_does_not_hear_of_a_mode_is_waited_for_and_named(refusing, run_module, own_mesh):
+    with answers_lost(refusing, "tcp", 15012):
+        result = run_module(MODE, fails=True, namespace=refusing.namespace, mode="ALLOW_ANY", wait_timeout=4)
+        assert refusing.curl(UNKNOWN).outcome == "502"
+    assert result["verified"] is False
+    assert result["proxies"]["pending"] == [{"pod": f"{refusing.namespace}/{refusing.pod}", "reason": "has mode REGISTRY_ONLY"}]
+    again = run_module(MODE, namespace=refusing.namespace, mode="ALLOW_ANY")
+    assert refusing.curl(UNKNOWN).outcome == "200"
+    assert not again["changed"] and again["verified"]
+    run_module(MODE, namespace=refusing.namespace, mode="REGISTRY_ONLY")
+
+
 @pytest.mark.parametrize("lost", [("tcp", 15012), ("udp", 53)], ids=["no word from istiod", "no answer from DNS"])
 def test_a_sidecar_that_cannot_serve_the_host_yet_is_waited_for_and_named(refusing, run_module, own_mesh, lost):
     """A host that is looked up in DNS is there for requests when its first answer is."""
