@@ -94,7 +94,7 @@ def random_entry(chance: random.Random) -> dict[str, Any]:
     """An entry as nobody would write it: most are refused, and what is not has to be one that Istio takes."""
     label = "".join(chance.choices("abz019--_", k=chance.choice([1, 2, 8, 62, 63, 64])))
     version, length = chance.choice([(ipaddress.IPv4Address, 32), (ipaddress.IPv6Address, 128)])
-    addresses = [f"{version(chance.getrandbits(length))}{chance.choice(['', f'/{length}', '/24', '/1'])}" for _ in range(3)]
+    addresses = [f"{version(chance.getrandbits(length))}{chance.choice(['', f'/{length}', '/24', '/1'])}" for _each in range(3)]
     names = [f"{chance.choice(['', '*.', '*'])}{label}.{chance.choice(['com', '0', 'co-m', 'xn--p1ai'])}", "A.B.Com.", "*.com", "1.2.3", addresses[0]]
     port = chance.choice([80, 443, chance.randint(1, 65535)])
     entry = {

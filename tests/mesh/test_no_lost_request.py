@@ -138,5 +138,7 @@ def relay(server: SplitResult, delay: float) -> Iterator[int]:
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Client) as relays:
         relays.daemon_threads = True
         threading.Thread(target=relays.serve_forever, daemon=True).start()
-        yield relays.server_address[1]
-        relays.shutdown()
+        try:
+            yield relays.server_address[1]
+        finally:
+            relays.shutdown()
