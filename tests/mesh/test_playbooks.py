@@ -1,7 +1,8 @@
 """The playbooks as a user runs them, by name, on real proxies: the proof they print is of requests that were made, a second run writes nothing, undo undoes.
 
-All run in one namespace that the first of them makes. Their requests to the API server are told from those of others by an account of their own;
-where there is no audit log (a cluster that is not of this machine) that part is left out. The mode of the mesh is not touched.
+All run in one namespace, in the order of this file: the first that writes makes it, the undo at the end removes it. An account of their own tells their
+requests to the API server from those of others; where there is no audit log (a cluster that is not of this machine) that part is left out. The mode of
+the mesh is not touched.
 """
 
 from __future__ import annotations
