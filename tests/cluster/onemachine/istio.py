@@ -7,13 +7,15 @@ import json
 import subprocess
 
 from . import control_plane
-from .layout import MANIFESTS, MeshError, Run
+from .layout import ISTIO, MeshError, Run, manifest
 
-SETTINGS = MANIFESTS / "istio.yaml"
+
+def _settings() -> str:
+    return manifest("istio.yaml", {"ISTIO": ISTIO})
 
 
 def _wanted(run: Run) -> str:
-    return hashlib.sha256(SETTINGS.read_bytes()).hexdigest() + f" {(run.cache.bin / 'istioctl').stat().st_mtime_ns}"
+    return hashlib.sha256(_settings().encode()).hexdigest() + f" {(run.cache.bin / 'istioctl').stat().st_mtime_ns}"
 
 
 def installed(run: Run) -> bool:
@@ -30,8 +32,8 @@ def install(run: Run) -> None:
     log = run.log / "istioctl.log"
     with log.open("a") as out:
         done = subprocess.run(
-            [str(run.cache.bin / "istioctl"), "install", "-y", "--kubeconfig", str(run.kubeconfig), "-f", str(SETTINGS), "--readiness-timeout", "2m"],
-            stdin=subprocess.DEVNULL,
+            [str(run.cache.bin / "istioctl"), "install", "-y", "--kubeconfig", str(run.kubeconfig), "-f", "-", "--readiness-timeout", "2m"],
+            input=_settings().encode(),
             stdout=out,
             stderr=subprocess.STDOUT,
             check=False,

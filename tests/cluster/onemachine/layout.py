@@ -16,6 +16,8 @@ ENTRY = HERE.parent  # what Python runs: tests/cluster
 TOOLS = HERE.parent / "tools"
 MANIFESTS = HERE / "manifests"
 
+ISTIO = "1.31.1"
+
 # Every mesh has network namespaces of its own, so all of them use the same addresses (documentation and benchmarking ranges).
 NODE_IP = "192.0.2.10"
 NODE_NET = "192.0.2.0/24"

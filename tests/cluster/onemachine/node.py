@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 
 from . import control_plane
-from .layout import DNS_SERVICE, LINK_FAR, NODE_IP, POD_NET, REGISTRY_PORT, Run, manifest
+from .layout import DNS_SERVICE, ISTIO, LINK_FAR, NODE_IP, POD_NET, REGISTRY_PORT, SYSTEM_PATH, Run, manifest
 from .machine import Component, wait_for
 
 
@@ -38,6 +40,16 @@ def start_containerd(run: Run) -> Component:
     (run.root / "registries/_default/hosts.toml").write_text(f'server = "{server}"\n[host."{server}"]\n  capabilities = ["pull", "resolve"]\n')
     (run.root / "containerd.toml").write_text(_manifest(run, "containerd.toml"))
     return Component(run, "containerd", "containerd", "--config", run.root / "containerd.toml")
+
+
+def prefetch_images(run: Run) -> None:
+    """Pull Istio's images in the background, while the processors wait for other things: a fifth less time until Istio is installed."""
+    ctr = f"ctr --address {run.containerd_socket} --namespace k8s.io"
+    pulls = [f"{ctr} images pull --hosts-dir {run.root}/registries docker.io/istio/{image}:{ISTIO}" for image in ("pilot", "proxyv2")]
+    script = f"until {ctr} version; do sleep 0.1; done; {'; '.join(pulls)}"
+    with (run.log / "prefetch.log").open("ab") as log:
+        environment = {**os.environ, "PATH": f"{run.cache.bin}:{SYSTEM_PATH}"}
+        subprocess.Popen(["sh", "-c", script], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment)
 
 
 def start_kubelet(run: Run) -> list[Component]:
