@@ -120,6 +120,8 @@ class Cluster:
         self._lock = threading.Lock()
         self.requests = 0
         """How many HTTP requests were sent, retries included; the measure of `tests/bench`."""
+        self.writes = 0
+        """How many of them changed something."""
 
     # -- objects ------------------------------------------------------------------------------------------------------------------
 
@@ -252,6 +254,7 @@ class Cluster:
                 raise self._unreachable(error) from error
             text = answer.data.decode("utf-8", "replace")
             if answer.status < 400:
+                self.writes += method != "GET" and "dryRun" not in (query or {})
                 return text
             if answer.status not in (429, 503) or attempt == TRIES:
                 raise _refused(answer, text, said, kind, namespace, name)
@@ -276,6 +279,7 @@ class Cluster:
 
     def _unreachable(self, error: Exception) -> ClusterUnreachable:
         text, host = _one_line(error).rstrip(")'\" "), self._configuration.host
+        reason = re.split("[('\"]", text)[-1].rpartition(": ")[2]  # urllib3 wraps the cause in the reprs of its own exceptions
         if "CA cert does not include key usage" in text or "Missing Authority Key Identifier" in text:
             return ClusterUnreachable(
                 f"The certificate of {host} is refused by Python 3.13 and newer: {text.rpartition(': ')[2]}.\n"
@@ -291,7 +295,7 @@ class Cluster:
                 f"{self._configuration.ssl_ca_cert} holds no certificate in PEM form.\nGive the CA of the cluster in ca_cert (K8S_AUTH_SSL_CA_CERT)."
             )
         return ClusterUnreachable(
-            f"The API server at {host} does not answer: {text.rpartition(': ')[2]}.\nCheck host, kubeconfig and context, and that this machine can reach it."
+            f"The API server at {host} does not answer: {reason}.\nCheck host, kubeconfig and context, and that this machine can reach it."
         )
 
     # -- configuration ------------------------------------------------------------------------------------------------------------

@@ -77,6 +77,7 @@ class EgressModule(AnsibleModule):
 
     def __init__(self, options: Mapping[str, Any], **keywords: Any) -> None:
         super().__init__(argument_spec={**AUTH_OPTIONS, **options}, supports_check_mode=True, **keywords)
+        self._cluster: Cluster | None = None
         self._mask_kubeconfig()
         self._refuse_empty()
         if yaml is None:
@@ -101,7 +102,7 @@ class EgressModule(AnsibleModule):
         except EgressError as error:
             self.fail_json(msg=str(error), **error.result)
         except ClusterError as error:
-            self.fail_json(msg=f"{self._explain(error)} Nothing was written.")
+            self.fail_json(msg=f"{self._explain(error)} {self._written()}")
 
     def finish(self, plan: Plan, outcome: Outcome, **result: Any) -> None:
         """Ends the module with what was (or, in check mode, would be) done, the diff of it, and the module's own `result`."""
@@ -161,6 +162,10 @@ class EgressModule(AnsibleModule):
                 "Find the other writer, or run the task again."
             )
         return f"Cannot {error.verb} {error.object}: {error.message} ({error.status} {error.reason}).\nCorrect what the server refused and run the task again."
+
+    def _written(self) -> str:
+        writes = self._cluster.writes if self._cluster else 0
+        return f"What was written before ({writes} writes) stays; run the task again to finish." if writes else "Nothing was written."
 
     def _refuse_empty(self) -> None:
         """A namespace that came out empty is a mistake in the playbook, and must not mean the whole mesh."""
