@@ -6,6 +6,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 export MESH_CACHE ?= $(HOME)/.cache/istio-egress-mesh
+export ANSIBLE_LOCALHOST_WARNING := false
+export ANSIBLE_INVENTORY_UNPARSED_WARNING := false
 export PATH := $(MESH_CACHE)/venv/bin:$(PATH)
 
 USER_CLUSTER := $(KUBECONFIG)
