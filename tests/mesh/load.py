@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import ssl
 import subprocess
 import sys
@@ -122,7 +123,8 @@ class Load:
 
     def report(self, most: int = 5) -> str:
         """After `finish`: a line per stream, then the first failures and reconnects of each with what was being done."""
-        lines = [f"{self.sent} requests in {self._seconds:.0f} s ({self.sent / self._seconds:.0f} a second), {self.failed} failed"]
+        machine = f"load average {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores"  # one that stands still for 5 s loses requests by itself
+        lines = [f"{self.sent} requests in {self._seconds:.0f} s ({self.sent / self._seconds:.0f} a second), {self.failed} failed; {machine}"]
         lines += [f"{'stream':<12}{'sent':>8}{'failed':>8}{'reconnects':>12}"]
         lines += [f"{name:<12}{c.sent:>8}{c.failed:>8}{len(c.reconnects):>12}" for name, c in self.counts.items()]
         for name, count in self.counts.items():

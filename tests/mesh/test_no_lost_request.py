@@ -6,18 +6,14 @@ the same policy, and give the hosts in use another port, which moves them betwee
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import socketserver
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from typing import Any
 
 import pytest
 
+from api.modules import Account, Relay, kubeconfig_for
 from mesh.load import Load, Stream, process_of
 
 HOST, MODE = "istio_egress_host", "istio_outbound_mode"
@@ -25,8 +21,6 @@ HTTP, TLS = "httpbin.org", "www.google.com"
 IN_USE = [{"host": HTTP, "ports": [80]}, {"host": TLS, "ports": [443]}]
 LEAST = 10_000
 """Requests, 50 seconds of load; the round of tasks that is under way then is finished."""
-SLOW = 0.15
-"""Seconds that a message to the API server takes in the first round."""
 LONGEST = 600
 """Seconds after which the load ends by itself, so that no test can leave one behind."""
 
@@ -71,22 +65,22 @@ def streams(workload, run_module) -> list[Stream]:
 
 
 @pytest.fixture
-def slow_kubeconfig(api, tmp_path) -> Iterator[Path]:
-    """A kubeconfig whose way to the API server takes long, so that istiod does not take two writes of a task for one (it waits 0.1 s for more)."""
-    with relay(urlsplit(api.url), SLOW) as port:
-        path = tmp_path / "kubeconfig"
-        path.write_text(api.kubeconfig.read_text().replace(api.url, f"https://127.0.0.1:{port}"))
-        yield path
+def slow_writes(api) -> Iterator[dict[str, Any]]:
+    """Arguments with which istiod sees a task's writes one by one: it takes those less than 0.1 s apart for one, which would hide a wrong order."""
+    with Account(api) as account, Relay(api, lambda method, path: time.sleep(0.2 if method != "GET" else 0)) as relay:
+        yield {"kubeconfig": kubeconfig_for(relay.url, None, account.token), "wait": False}
 
 
-def test_tasks_on_a_policy_lose_no_request_to_its_hosts(workload, run_module, load_on, streams, slow_kubeconfig, capsys):
+def test_tasks_on_a_policy_lose_no_request_to_its_hosts(workload, run_module, load_on, streams, slow_writes, capsys):
     with load_on(streams) as load:
-        rounds = 0
+        for what, arguments in ROUND:
+            load.mark(f"{what}, slowly and without wait")
+            assert run_module(HOST, namespace=workload.namespace, **arguments, **slow_writes)["changed"], what
+        rounds = 1
         while load.sent < LEAST:
-            way = {} if rounds else {"kubeconfig": str(slow_kubeconfig)}
             for what, arguments in ROUND:
                 load.mark(what)
-                result = run_module(HOST, namespace=workload.namespace, **arguments, **way)
+                result = run_module(HOST, namespace=workload.namespace, **arguments)
                 assert result["changed"] and result["verified"], (what, result)
             rounds += 1
             load.count()
@@ -114,31 +108,3 @@ def test_a_lost_request_is_seen(workload, run_module, api, load_on, streams):
     api.delete("ServiceEntry", workload.namespace, "again")
     assert load.failed > 0, load.report()
     assert all(what.startswith(("status 502", "status 503")) for count in load.counts.values() for _at, what in count.failures), load.report()
-
-
-@contextlib.contextmanager
-def relay(server: SplitResult, delay: float) -> Iterator[int]:
-    """A local port that leads to `server`; everything that is sent to it arrives `delay` seconds later."""
-
-    class Client(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            with socket.create_connection((server.hostname, server.port)) as there:
-                back = threading.Thread(target=pass_on, args=(there, self.request, 0))
-                back.start()
-                pass_on(self.request, there, delay)
-                back.join()
-
-    def pass_on(source: socket.socket, target: socket.socket, after: float) -> None:
-        with contextlib.suppress(OSError):  # either side may be gone without a word
-            while data := source.recv(1 << 16):
-                time.sleep(after)
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Client) as relays:
-        relays.daemon_threads = True
-        threading.Thread(target=relays.serve_forever, daemon=True).start()
-        try:
-            yield relays.server_address[1]
-        finally:
-            relays.shutdown()
