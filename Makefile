@@ -57,10 +57,11 @@ endif
 matrix: setup ## unit tests and sanity on each supported Python, kubernetes client and ansible-core found here (about 20 min)
 	@python tests/tooling/matrix.py
 
-bench: setup ## 500 hosts beside kubernetes.core and kubectl, in one run
-	@$(MESH) up --api-only --name api
-	@$(in_tree) KUBECONFIG="$$($(MESH) kubeconfig --name api)" python tests/bench/run.py
+bench: setup ## 500 hosts beside kubernetes.core and kubectl, in one run (about 5 min; make bench BENCH="--host-count 5000" for more)
+	@$(MESH) up --api-only --name bench
+	@KUBECONFIG="$$($(MESH) kubeconfig --name bench)" python tests/bench/run.py $(BENCH)
 
 clean: ## stop the meshes of this machine; what was built stays in the cache
 	@$(MESH) down
 	@$(MESH) down --name api
+	@$(MESH) down --name bench
