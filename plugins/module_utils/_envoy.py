@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 RESOURCES = ("dynamic_listeners", "dynamic_route_configs")
-"""The parts of ``config_dump`` that a Snapshot is made of. istiod sends clusters first, so what these name is there as well."""
+"""The parts of ``config_dump`` that a Snapshot is made of."""
+WARMING = "dynamic_warming_clusters"
+"""Clusters that do not serve yet: one with DNS waits for its first answer. To be read last: istiod sends clusters first, so that a cluster
+that a route names, and that is not warming when we look after that, serves."""
 CLUSTERS = "dynamic_active_clusters"
 """The clusters that are warm, for a Snapshot that has to tell whether a route to one may be written."""
 
@@ -36,6 +39,11 @@ class Snapshot:
     modes: frozenset[str]
     routes: Mapping[tuple[str, int], frozenset[str]]
     clusters: frozenset[str] = frozenset()
+    warming: frozenset[str] = frozenset()
+
+    def serves(self, destination: tuple[str, int]) -> bool:
+        """Whether there is a route, and no cluster of it is warming."""
+        return destination in self.routes and not self.routes[destination] & self.warming
 
     @property
     def mode(self) -> str | None:
@@ -46,7 +54,7 @@ class Snapshot:
 
 
 def read(dump: Mapping[str, Any]) -> Snapshot:
-    """A Snapshot of the joined answers to ``config_dump?resource=R`` for each of RESOURCES (and CLUSTERS): ``{"configs": [...]}``."""
+    """A Snapshot of the joined answers to ``config_dump?resource=R``: ``configs`` for each of RESOURCES (and CLUSTERS), ``warming`` for WARMING."""
     modes: set[str] = set()
     routes: dict[tuple[str, int], set[str]] = defaultdict(set)
     clusters: set[str] = set()
@@ -64,7 +72,8 @@ def read(dump: Mapping[str, Any]) -> Snapshot:
                     routes[destination].update(_route_clusters(host))
         if config.get("cluster"):
             clusters.add(config["cluster"]["name"])
-    return Snapshot(frozenset(modes), {destination: frozenset(to) for destination, to in routes.items()}, frozenset(clusters))
+    warming = frozenset(config["cluster"]["name"] for config in dump.get("warming") or ())
+    return Snapshot(frozenset(modes), {destination: frozenset(to) for destination, to in routes.items()}, frozenset(clusters), warming)
 
 
 def _listener_routes(listener: Mapping[str, Any]) -> Iterator[tuple[tuple[str, int], str]]:

@@ -112,7 +112,7 @@ class Watcher:
         def test(proxy: Proxy, snapshot: _envoy.Snapshot) -> str:
             if wait.mode and snapshot.mode != wait.mode:
                 return f"has mode {snapshot.mode or ' and '.join(sorted(snapshot.modes))}"
-            missing = sorted(d for d in expected[proxy] if d not in snapshot.routes)
+            missing = sorted(d for d in expected[proxy] if not snapshot.serves(d))
             left = sorted(d[:2] for d in wait.absent if d[:2] in snapshot.routes)
             cold = sorted(wait.clusters - snapshot.clusters)
             stray = sorted(d[:2] for d in wait.routes if not _goes(snapshot, d, wait.gateways))
@@ -194,7 +194,8 @@ class Watcher:
         configs: list[Any] = []
         for resource in (*_envoy.RESOURCES, *([_envoy.CLUSTERS] if clusters else ())):
             configs += json.loads(self._ask(proxy, f"config_dump?resource={resource}") or "{}").get("configs") or []
-        return _envoy.read({"configs": configs})
+        warming = json.loads(self._ask(proxy, f"config_dump?resource={_envoy.WARMING}") or "{}").get("configs") or []
+        return _envoy.read({"configs": configs, "warming": warming})
 
     def concerned(self, namespaces: tuple[str, ...], gateways: bool = False) -> list[Proxy]:
         """The sidecars (or gateway proxies) of the namespaces (none: of the mesh); one list of pods per task."""

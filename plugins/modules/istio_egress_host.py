@@ -52,6 +52,8 @@ options:
         description:
           - How a sidecar finds the far end. V(auto) takes V(dns) for exact hosts, V(static) for single addresses of HTTP and TLS hosts,
             and V(none) (the address that the client dials) for wildcards, ranges and TCP. The result says what was taken and why.
+          - Changing a host that is in use from V(static) to V(dns) can lose requests, since Istio takes the addresses away before the proxy has new ones;
+            from V(static) to V(none), and from there to V(dns), loses none.
           - V(dns_round_robin) keeps connections when the answers of DNS change; V(dynamic_dns) looks wildcards up by name, on Istio 1.30 and newer.
         type: str
         choices: [auto, none, static, dns, dns_round_robin, dynamic_dns]
