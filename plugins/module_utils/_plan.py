@@ -257,8 +257,10 @@ def _hosts_note(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) ->
     parts = [f"{sign} {_some(sorted(hosts))}" for sign, hosts in (("+", now - was), ("-", was - now)) if hosts]
     if old["spec"].get("exportTo") != new["spec"].get("exportTo"):
         parts.append(f"exportTo {', '.join(new['spec'].get('exportTo') or ['*'])}")
-    if any(old["spec"].get(key) != new["spec"].get(key) for key in ("addresses", "endpoints")):
-        parts.append(f"addresses of {_some(sorted(was & now))}")
+    words = {"ports": "ports", "addresses": "addresses", "endpoints": "addresses"}
+    differing = dict.fromkeys(word for key, word in words.items() if old["spec"].get(key) != new["spec"].get(key))
+    if differing and was & now:
+        parts.append(f"{' and '.join(differing)} of {_some(sorted(was & now))}")
     changed = [h for h in sorted(was & now) if read_metadata(old).get(h) != read_metadata(new).get(h)]
     if changed:
         parts.append(f"metadata of {_some(changed)}")

@@ -19,7 +19,7 @@ BARE, OPEN, CLOSED = SEEN["ALLOW_ANY, no host"], SEEN["ALLOW_ANY, hosts"], SEEN[
 LISTENERS, ROUTES = RESOURCES
 
 GATEWAY = "istio-egressgateway.istio-system.svc.cluster.local"
-RANGE = "198-51-100-0-slash-24.ip.istio-egress.meshops.io"
+RANGE, NARROW = (f"{name}.ip.istio-egress.meshops.io" for name in ("198-51-100-0-slash-24", "203-0-113-0-slash-28"))
 DECLARED = {
     # destination: the clusters that it goes to
     ("httpbin.org", 80): {"outbound|80||httpbin.org"},
@@ -33,11 +33,17 @@ DECLARED = {
     ("203.0.113.10", 5432): {"outbound|5432||db.example.com"},
     (RANGE, 9000): {f"outbound|9000||{RANGE}"},
     ("198.51.100.0/24", 9000): {f"outbound|9000||{RANGE}"},
+    ("two.example.com", 6379): {"outbound|6379||two.example.com"},
+    ("203.0.113.20", 6379): {"outbound|6379||two.example.com"},
+    ("203.0.113.21", 6379): {"outbound|6379||two.example.com"},
+    # one port: a range for one host, and what is left of the world for the other
+    (NARROW, 5671): {f"outbound|5671||{NARROW}"},
+    ("203.0.113.0/28", 5671): {f"outbound|5671||{NARROW}"},
     ("queue.example.com", 5671): {"outbound|5671||queue.example.com"},
     ("0.0.0.0", 5671): {"outbound|5671||queue.example.com"},
-    # by the VirtualService: HTTP half and half to two hosts, TLS to the gateway
+    # by the VirtualService, each to two places
     ("api.example.com", 8080): {"outbound|80||httpbin.org", "outbound|80||edition.cnn.com"},
-    ("api.example.com", 8443): {f"outbound|443||{GATEWAY}"},
+    ("api.example.com", 8443): {f"outbound|443||{GATEWAY}", "outbound|443||www.google.com"},
 }
 OF_THE_MESH = {
     (GATEWAY, 80): {f"outbound|80||{GATEWAY}"},

@@ -126,3 +126,8 @@ def test_two_hosts_that_capture_one_port_are_an_error(theirs, clash):
 def test_a_host_with_an_address_may_use_a_port_that_another_one_captures():
     captured = service_entry("pg", "pg.example.com", ports=ports("tcp/5432"))
     assert clashes([{**CAPTURING, "addresses": ["192.0.2.1"]}], [captured]) == []
+
+
+def test_one_host_may_capture_a_port_in_two_objects():
+    [warning] = clashes([CAPTURING], [service_entry("pg", "db.example.com", ports=ports("tcp/5432"))])
+    assert warning.startswith("db.example.com is also declared by ServiceEntry demo/pg")

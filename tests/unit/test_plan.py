@@ -73,12 +73,12 @@ PLANS = {
     "another address": (
         [Task([DB])],
         Task([{**DB, "addresses": ["192.0.2.2"]}]),
-        ["~ serviceentry demo/egress-default-db.example.com spec brought back to what is declared"],
+        ["~ serviceentry demo/egress-default-db.example.com addresses of db.example.com"],
     ),
     "another port of a host that stands alone": (
         [Task([DB])],
         Task([{**DB, "ports": ["tcp/5433"]}]),
-        ["~ serviceentry demo/egress-default-db.example.com spec brought back to what is declared"],
+        ["~ serviceentry demo/egress-default-db.example.com ports of db.example.com"],
     ),
     # A host that moves is in its new object first, and leaves the old one afterwards.
     "a port more for the only host": (
@@ -90,6 +90,11 @@ PLANS = {
         [Task([A, B])],
         Task([f"{A}:80,443"]),
         ["+ serviceentry demo/egress-default-http-80-tls-443-1 1 host: a.example.com", "~ serviceentry demo/egress-default-tls-443-1 - a.example.com"],
+    ),
+    "another port for one of two, in an object that is there": (
+        [Task([A, f"{B}:80", f"{C}:80"])],
+        Task([B]),
+        ["~ serviceentry demo/egress-default-tls-443-1 + b.example.com", "~ serviceentry demo/egress-default-http-80-1 - b.example.com"],
     ),
     "one of two exported further": (
         [Task([A, B])],
@@ -227,6 +232,11 @@ WAITS = {
     "nothing there": ([], Task(state="absent", purge=True), []),
     "a port removed": ([Task([f"{A}:80,443"])], Task([A]), ["sidecars of demo have a.example.com:443 and no longer have a.example.com:80"]),
     "removed, but another policy has it": ([Task([A]), Task([A], policy="web")], Task([A], state="absent"), []),
+    "removed, and declared only where demo does not see it": (
+        [Task([A], namespace="prod"), Task([A, B])],
+        Task([A], state="absent"),
+        ["sidecars of demo have b.example.com:443 and no longer have a.example.com:443"],
+    ),
     "removed, but it is declared elsewhere": (
         [Task([A], namespace="prod", export_to=["*"]), Task([A, B])],
         Task([A], state="absent"),
