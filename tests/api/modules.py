@@ -183,6 +183,8 @@ class Account:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Account:
+        if not self.server.audit_log.exists():
+            raise FileNotFoundError(f"There is no audit log {self.server.audit_log}; an API server that `make api` or `make bench` starts has one.")
         with contextlib.ExitStack() as undo:
             undo.push(self._stack)  # also when only half of it could be made
             self._home = self.namespace("account")

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from api.modules import WRITES, Account, ApiServer, Object, wait_until
+from api.modules import WRITES, Account, ApiServer, Object, path_of, wait_until
 from tooling import tree
 
 LOOPED = 25
@@ -121,11 +122,10 @@ class Bench:
 
     @contextmanager
     def namespace(self) -> Iterator[str]:
-        """A new namespace; gone for good afterwards, so that its end disturbs no later measurement."""
-        name, server = self._account.namespace("bench"), self._account.server
+        """A new namespace, which is empty again afterwards, so that its end disturbs no later measurement."""
+        name = self._account.namespace("bench")
         yield name
-        server.delete("Namespace", None, name)
-        wait_until(lambda: server.read("Namespace", None, name) is None, f"namespace {name} to go", 300)
+        self._account.server.call("DELETE", path_of("ServiceEntry", name))
 
     def declared(self, namespace: str) -> int:
         return sum(len(o["spec"]["hosts"]) for o in self._account.server.list("ServiceEntry", namespace))
@@ -217,29 +217,44 @@ def grouped_objects(bench: Bench, scratch: Path, count: int) -> dict[int, list[O
     return result
 
 
-def measure(bench: Bench, scratch: Path, client: Client, count: int, runs: int, grouped: dict[int, list[Object]]) -> tuple[dict[str, Usage], list[Usage]]:
-    """The median of `runs` for each scenario, playbooks without what an empty one took just before; and what the empty ones took.
+def measure(bench: Bench, scratch: Path, client: Client, count: int, grouped: dict[int, list[Object]]) -> tuple[dict[str, Usage], Usage | None]:
+    """What each scenario takes, a playbook without what an empty one took just before; and what that empty one took.
 
-    A loop is run once, for a few hosts, and scaled; another host is another turn of it, so adding one is left out.
+    A loop is run for a few hosts, and scaled; another host is another turn of it, so adding one is left out.
     """
-    floors: list[Usage] = []
-    scenarios = [scenario for scenario in SCENARIOS if scenario != "add" or not client.looped]
-    used: dict[str, list[Usage]] = {scenario: [] for scenario in scenarios}
     size = min(LOOPED, count) if client.looped else count
-    for turn in range(1 if client.looped else runs):
-        with bench.namespace() as namespace:
-            if client.playbook:
-                floors.append(bench.measure(playbook(scratch, {"ansible.builtin.ping": {}})))
-            for scenario in scenarios:
-                hosts = names(size + (scenario == "add"))
-                objects = _in(grouped[len(hosts)] if client.grouped else [service_entry(host) for host in hosts], namespace)
-                usage = bench.measure(client.command(scratch, namespace, hosts, objects))
-                if bench.declared(namespace) != len(hosts):
-                    sys.exit(f"{client.name} ended well, but {bench.declared(namespace)} of {len(hosts)} hosts are declared.")
-                usage = usage.above(floors[-1]) if client.playbook else usage
-                used[scenario].append(usage.scaled(count / size))
-                print(f"{client.name}, {SCENARIOS[scenario]}, run {turn + 1}: {usage.seconds:.2f} s, {usage.requests} requests", file=sys.stderr, flush=True)
-    return {scenario: Usage.median(several) for scenario, several in used.items()}, floors
+    floor = bench.measure(playbook(scratch, {"ansible.builtin.ping": {}})) if client.playbook else None
+    used: dict[str, Usage] = {}
+    with bench.namespace() as namespace:
+        for scenario in SCENARIOS:
+            if client.looped and scenario == "add":
+                continue
+            hosts = names(size + (scenario == "add"))
+            objects = _in(grouped[len(hosts)] if client.grouped else [service_entry(host) for host in hosts], namespace)
+            usage = bench.measure(client.command(scratch, namespace, hosts, objects))
+            if bench.declared(namespace) != len(hosts):
+                sys.exit(f"{client.name} ended well, but {bench.declared(namespace)} of {len(hosts)} hosts are declared.")
+            used[scenario] = (usage.above(floor) if floor else usage).scaled(count / size)
+            print(f"{client.name}, {SCENARIOS[scenario]}: {usage.seconds:.2f} s, {usage.requests} requests", file=sys.stderr, flush=True)
+    return used, floor
+
+
+def measure_all(bench: Bench, scratch: Path, count: int, runs: int) -> tuple[dict[str, dict[str, Usage]], Usage]:
+    """Medians by client and scenario, and that of the empty playbooks. The clients take turns, so that a busy moment of the machine meets all of them."""
+    bench.measure(playbook(scratch, {"ansible.builtin.ping": {}}))  # what the first playbook alone has to load
+    grouped = grouped_objects(bench, scratch, count)
+    seen: dict[str, dict[str, list[Usage]]] = {client.name: defaultdict(list) for client in CLIENTS}
+    floors: list[Usage] = []
+    for turn in range(runs):
+        for client in CLIENTS:
+            if client.looped and turn:
+                continue
+            used, floor = measure(bench, scratch, client, count, grouped)
+            for scenario, usage in used.items():
+                seen[client.name][scenario].append(usage)
+            floors += [floor] if floor else []
+    medians = {name: {scenario: Usage.median(several) for scenario, several in by_scenario.items()} for name, by_scenario in seen.items()}
+    return medians, Usage.median(floors)
 
 
 def table(results: dict[str, dict[str, Usage]], floor: Usage, count: int, runs: int) -> Iterator[str]:
@@ -286,15 +301,8 @@ def main() -> None:
         sys.exit("KUBECONFIG is not set. `make bench` starts an API server and sets it.")
     with Account(ApiServer()) as account, tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
-        bench = Bench(account, scratch)
-        bench.measure(playbook(scratch, {"ansible.builtin.ping": {}}))  # what the first playbook alone has to load
-        grouped = grouped_objects(bench, scratch, options.host_count)
-        results: dict[str, dict[str, Usage]] = {}
-        floors: list[Usage] = []
-        for client in CLIENTS:
-            results[client.name], taken = measure(bench, scratch, client, options.host_count, options.runs, grouped)
-            floors += taken
-    print("\n".join([*table(results, Usage.median(floors), options.host_count, options.runs), "", *aims(results)]))
+        results, floor = measure_all(Bench(account, scratch), scratch, options.host_count, options.runs)
+    print("\n".join([*table(results, floor, options.host_count, options.runs), "", *aims(results)]))
 
 
 if __name__ == "__main__":
