@@ -60,6 +60,8 @@ KINDS = {
         Kind("Pod", "", "v1", "pods"),
         Kind("Service", "", "v1", "services"),
         Kind("Deployment", "apps", "v1", "deployments"),
+        Kind("StatefulSet", "apps", "v1", "statefulsets"),
+        Kind("DaemonSet", "apps", "v1", "daemonsets"),
     )
 }
 """The kinds that this collection touches. A module that knows its kinds needs no discovery (which costs kubernetes.core up to 149 requests)."""

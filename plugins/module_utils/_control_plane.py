@@ -1,13 +1,14 @@
 # Copyright: (c) 2026, meshops.istio_egress contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PRIVATE to this collection. The Istio control plane: which one, which version, and who manages its mesh config.
+"""PRIVATE to this collection. The Istio control plane: which one, which version, and who manages its config.
 
-It asks the cluster for istiod's Deployment and for the ConfigMap that istiod reads; it does not read or change the mesh config itself.
+It asks the cluster for istiod's Deployment and for the ConfigMaps that istiod reads; it does not read or change what is in them.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
 
-MESH_KEY = "mesh"
+MESH_KEY, VALUES_KEY = "mesh", "values"
 DEFAULT_REVISION = "default"
 REVISION_LABEL = "istio.io/rev"
 
@@ -36,16 +37,25 @@ class Owner:
 
 def mesh_config_map(cluster: Cluster, istio_namespace: str, revision: str) -> dict[str, Any]:
     """The ConfigMap that istiod of `revision` reads: ``istio``, or ``istio-REVISION``. Raises ControlPlaneError naming those that exist."""
-    name = "istio" if revision in ("", DEFAULT_REVISION) else f"istio-{revision}"
+    return _config_map(cluster, istio_namespace, revision, "istio", MESH_KEY, "mesh config")
+
+
+def injector_config_map(cluster: Cluster, istio_namespace: str, revision: str) -> dict[str, Any]:
+    """The ConfigMap of what new sidecars get: ``istio-sidecar-injector``, or with the revision behind it. Raises ControlPlaneError as above."""
+    return _config_map(cluster, istio_namespace, revision, "istio-sidecar-injector", VALUES_KEY, "injector config")
+
+
+def _config_map(cluster: Cluster, istio_namespace: str, revision: str, base: str, key: str, what: str) -> dict[str, Any]:
+    name = base if revision in ("", DEFAULT_REVISION) else f"{base}-{revision}"
     found = cluster.get("ConfigMap", istio_namespace, name)
     if found is None:
         raise ControlPlaneError(
-            f'There is no ConfigMap "{name}" in namespace "{istio_namespace}", where istiod of revision "{revision}" would keep its mesh config.\n'
+            f'There is no ConfigMap "{name}" in namespace "{istio_namespace}", where istiod of revision "{revision}" would keep its {what}.\n'
             f"{_existing(cluster)}"
         )
-    if MESH_KEY not in (found.get("data") or {}):
+    if key not in (found.get("data") or {}):
         raise ControlPlaneError(
-            f'ConfigMap {istio_namespace}/{name} has no key "{MESH_KEY}", so it is not a mesh config of Istio.\n'
+            f'ConfigMap {istio_namespace}/{name} has no key "{key}", so it holds no {what} of Istio.\n'
             f"Check istio_namespace and revision; nothing was written."
         )
     return found
@@ -80,24 +90,38 @@ def _revision(deployment: Mapping[str, Any]) -> str:
 
 
 def owner_of_mesh_config(config_map: Mapping[str, Any], mode: str) -> Owner:
-    """Who renders the ConfigMap, told by the marks that installers leave. Sail runs Helm inside, so it is looked for first."""
+    """Who renders the mesh config, and the lines that make the mode `mode` there."""
+    policy = f"outboundTrafficPolicy:\n  mode: {mode}\n"
+    return _owner(config_map, f"meshConfig:\n{_indent(policy, 2)}", operator=f"meshConfig:\n{_indent(policy, 2)}", aks=policy)
+
+
+def owner_of_injector(config_map: Mapping[str, Any], proxy: Mapping[str, str]) -> Owner:
+    """Who renders the injector config, and the lines that give sidecars the values `proxy` there."""
+    lines = "global:\n  proxy:\n" + "".join(f"    {key}: {json.dumps(value)}\n" for key, value in proxy.items())
+    return _owner(config_map, lines, operator=f"values:\n{_indent(lines, 2)}", aks="")
+
+
+def _owner(config_map: Mapping[str, Any], values: str, operator: str, aks: str) -> Owner:
+    """Who renders a ConfigMap of istiod, told by the marks that installers leave. Sail runs Helm inside, so it is looked for first.
+
+    `values` are the lines for Helm values, `operator` those below ``spec`` of an IstioOperator, `aks` those of the add-on's shared ConfigMap.
+    """
     metadata = config_map["metadata"]
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
-    mesh_config = f"meshConfig:\n  outboundTrafficPolicy:\n    mode: {mode}\n"
     sail = [r for r in metadata.get("ownerReferences") or [] if r.get("kind") == "IstioRevision"]
     if sail or labels.get("app.kubernetes.io/managed-by") == "sail-operator" or "operator-sdk/primary-resource" in annotations:
-        values = "# Istio resource (sailoperator.io/v1)\nspec:\n  values:\n" + "".join(f"    {line}\n" for line in mesh_config.splitlines())
-        return Owner("Sail operator", "within seconds, by the operator", values)
+        return Owner("Sail operator", "within seconds, by the operator", f"# Istio resource (sailoperator.io/v1)\nspec:\n  values:\n{_indent(values, 4)}")
     if metadata["namespace"] == "aks-istio-system":
         revision = labels.get(REVISION_LABEL, "REVISION")
-        return Owner(
-            "AKS add-on", "by the add-on's own reconciliation",
-            f"# ConfigMap istio-shared-configmap-{revision} in aks-istio-system, key mesh\noutboundTrafficPolicy:\n  mode: {mode}\n",
-        )  # fmt: skip
+        shared = f"# ConfigMap istio-shared-configmap-{revision} in aks-istio-system, key mesh\n{aks}" if aks else "# AKS has no setting for it\n"
+        return Owner("AKS add-on", "by the add-on's own reconciliation", shared)
     if annotations.get("meta.helm.sh/release-name"):
         release = annotations["meta.helm.sh/release-name"]
-        return Owner("Helm", f"by the next helm upgrade of release {release}", f"# values of Helm release {release} (chart istiod)\n{mesh_config}")
+        return Owner("Helm", f"by the next helm upgrade of release {release}", f"# values of Helm release {release} (chart istiod)\n{values}")
     if "install.operator.istio.io/owning-resource" in labels or "operator.istio.io/managed" in labels:
-        values = "# IstioOperator file given to istioctl install\nspec:\n" + "".join(f"  {line}\n" for line in mesh_config.splitlines())
-        return Owner("istioctl", "by the next istioctl install or upgrade", values)
-    return Owner("unknown", "", f"# mesh config\n{mesh_config}")
+        return Owner("istioctl", "by the next istioctl install or upgrade", f"# IstioOperator file given to istioctl install\nspec:\n{_indent(operator, 2)}")
+    return Owner("unknown", "", f"# {'mesh config' if aks else 'values of Istio'}\n{values}")
+
+
+def _indent(text: str, by: int) -> str:
+    return "".join(f"{' ' * by}{line}\n" for line in text.splitlines())

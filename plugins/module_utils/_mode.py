@@ -18,7 +18,7 @@ from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _meshconfig, _sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import NETWORKING, Object, same_object, updated
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import NETWORKING, Object, annotate, at_version, same_object, updated
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import MANAGED_BY, MANAGED_BY_LABEL
 
@@ -97,12 +97,12 @@ def plan_mesh(config_map: Object, mode: str | None, revision: str) -> Plan:
     annotation = json.dumps(asdict(kept)) if kept else None
     if after == text and annotation == _annotations(config_map).get(BEFORE_ANNOTATION):
         return Plan((wait,))
-    operations = [{"op": "replace", "path": "/metadata/resourceVersion", "value": config_map["metadata"]["resourceVersion"]}]
+    operations = [at_version(config_map)]
     if after != text:
         operations.append({"op": "replace", "path": "/data/mesh", "value": after})
     changed = copy.deepcopy(config_map)
     changed["data"]["mesh"] = after
-    operations += _annotate(changed, annotation)
+    operations += annotate(changed, {BEFORE_ANNOTATION: annotation})
     note = f"mode {_meshconfig.read_mode(text).mode} → {_meshconfig.read_mode(after).mode}" + (", as it was before" if mode is None else "")
     return Plan((Change(config_map, changed, note, tuple(operations)), wait))
 
@@ -192,14 +192,14 @@ def _undo(live: Object | None) -> Change | None:
 def _patch_policy(live: Object, policy: Mapping[str, Any] | None, annotation: str | None) -> Change:
     """Changes outboundTrafficPolicy and our annotation of a Sidecar that somebody else owns, and nothing else."""
     changed = copy.deepcopy(live)
-    operations: list[dict[str, Any]] = [{"op": "replace", "path": "/metadata/resourceVersion", "value": live["metadata"]["resourceVersion"]}]
+    operations = [at_version(live)]
     if policy is None:
         changed["spec"].pop("outboundTrafficPolicy", None)
         operations.append({"op": "remove", "path": "/spec/outboundTrafficPolicy"})
     else:
         changed["spec"]["outboundTrafficPolicy"] = dict(policy)
         operations.append({"op": "add", "path": "/spec/outboundTrafficPolicy", "value": dict(policy)})
-    operations += _annotate(changed, annotation)
+    operations += annotate(changed, {BEFORE_ANNOTATION: annotation})
     return Change(
         live, changed, f"mode {_sidecars.mode_of(live)} → {_sidecars.mode_of(changed) or 'that of the mesh'}, the rest is its owner's", tuple(operations)
     )
@@ -260,22 +260,6 @@ def check_mode_name(mode: str | None, scoped: bool, istiod: tuple[int, int, int]
             f"{mode} needs Istio 1.31 or newer; istiod is {'.'.join(map(str, istiod))} and would discard the whole mesh config because of it.\n"
             "Use ALLOW_ANY, or upgrade Istio."
         )
-
-
-def _annotate(changed: Object, annotation: str | None) -> list[dict[str, Any]]:
-    """Sets or removes our annotation in `changed`, and returns the patch operations that do the same."""
-    annotations = changed["metadata"].get("annotations")
-    path = "/metadata/annotations/" + BEFORE_ANNOTATION.replace("~", "~0").replace("/", "~1")
-    if annotation is None:
-        if BEFORE_ANNOTATION not in (annotations or {}):
-            return []
-        del annotations[BEFORE_ANNOTATION]
-        if not annotations:
-            del changed["metadata"]["annotations"]  # as the server does
-        return [{"op": "remove", "path": path}]
-    changed["metadata"]["annotations"] = {**(annotations or {}), BEFORE_ANNOTATION: annotation}
-    first = [] if annotations is not None else [{"op": "add", "path": "/metadata/annotations", "value": {}}]
-    return [*first, {"op": "add", "path": path, "value": annotation}]
 
 
 def _annotations(obj: Mapping[str, Any]) -> Mapping[str, str]:
