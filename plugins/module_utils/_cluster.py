@@ -60,6 +60,12 @@ KINDS = {
         Kind("Pod", "", "v1", "pods"),
         Kind("Service", "", "v1", "services"),
         Kind("Deployment", "apps", "v1", "deployments"),
+        Kind("ServiceAccount", "", "v1", "serviceaccounts"),
+        Kind("Role", "rbac.authorization.k8s.io", "v1", "roles"),
+        Kind("RoleBinding", "rbac.authorization.k8s.io", "v1", "rolebindings"),
+        Kind("PodDisruptionBudget", "policy", "v1", "poddisruptionbudgets"),
+        Kind("HorizontalPodAutoscaler", "autoscaling", "v2", "horizontalpodautoscalers"),
+        Kind("EndpointSlice", "discovery.k8s.io", "v1", "endpointslices"),
         Kind("StatefulSet", "apps", "v1", "statefulsets"),
         Kind("DaemonSet", "apps", "v1", "daemonsets"),
     )
