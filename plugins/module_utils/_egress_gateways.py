@@ -1,15 +1,22 @@
 # Copyright: (c) 2026, meshops.istio_egress contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PRIVATE to this collection. Finds egress gateways in a cluster, by what runs behind their Service, however they were installed."""
+"""PRIVATE to this collection. Finds egress gateways in a cluster, by what runs behind their Service, however they were installed, and sees them serve."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from ansible_collections.meshops.istio_egress.plugins.module_utils import _gateway_workload
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway import HTTP_PORT, TLS_PORT, Gateway, GatewayError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import routers
+from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Wait
+from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import CONTAINER, Proxy, routers
+
+PAUSE = 0.5
+"""Seconds between two looks at a gateway that does not serve yet."""
 
 
 def find_gateways(cluster: Cluster, references: Iterable[str], required: str | None) -> dict[str, Gateway]:
@@ -42,8 +49,7 @@ def _find(cluster: Cluster, reference: str, required: bool) -> Gateway:
                 f"Service {reference} has no port {' and '.join(missing)}, which the way through the gateway needs.\n"
                 f"Add to its spec.ports: {', '.join(f'{{name: port-{p}, port: {p}, targetPort: 8{int(p):03d}}}' for p in missing)}."
             )
-        labels = ",".join(f"{k}={v}" for k, v in sorted(selector.items()))
-        found = routers(cluster.list("Pod", namespace, labels=labels)) if selector else []
+        found = _proxies_behind(cluster, namespace, selector)
         if not any(proxy.ready for proxy in found):
             raise GatewayError(
                 f"Egress gateway {reference} has no proxy that is ready ({len(found)} pods). Nobody was sent there.\n"
@@ -51,3 +57,119 @@ def _find(cluster: Cluster, reference: str, required: bool) -> Gateway:
             )
     target = ports.get(TLS_PORT, 8443)
     return Gateway(namespace, name, tuple(sorted(selector.items())), target if isinstance(target, int) else 8443)
+
+
+def _proxies_behind(cluster: Cluster, namespace: str, selector: Mapping[str, str]) -> list[Proxy]:
+    return routers(_pods_behind(cluster, namespace, selector))
+
+
+def _pods_behind(cluster: Cluster, namespace: str, selector: Mapping[str, str]) -> list[dict[str, Any]]:
+    return cluster.list("Pod", namespace, labels=",".join(f"{k}={v}" for k, v in sorted(selector.items()))) if selector else []
+
+
+# -- all that there are -------------------------------------------------------------------------------------------------------------
+
+
+def discover(cluster: Cluster, namespace: str | None, istio_namespace: str) -> list[_gateway_workload.Found]:
+    """Every gateway of the cluster or of one namespace, of any purpose. An account that may not look everywhere sees those beside the control plane."""
+
+    def look(kind: str) -> list[dict[str, Any]]:
+        return cluster.list(kind, namespace) if namespace else cluster.list_visible(kind, istio_namespace)
+
+    virtual_services = cluster.list_visible("VirtualService", namespace or istio_namespace)
+    return _gateway_workload.find(look("Service"), look("Deployment"), routers(look("Pod")), virtual_services)
+
+
+def made_here(cluster: Cluster, namespace: str | None, istio_namespace: str) -> list[tuple[str, str]]:
+    """(namespace, name) of the gateways that we deployed, those too of which only a part is left."""
+    found = set()
+    for kind in ("Deployment", "Service"):
+        objects = cluster.list(kind, namespace) if namespace else cluster.list_visible(kind, istio_namespace)
+        found |= {(o["metadata"]["namespace"], o["metadata"]["name"]) for o in objects if _gateway_workload.is_ours(o)}
+    return sorted(found)
+
+
+def read_workload(cluster: Cluster, namespace: str, name: str) -> dict[str, dict[str, Any] | None]:
+    """What exists under the names of a gateway that we deploy, by kind."""
+    return {kind: cluster.get(kind, namespace, own) for kind, own in _gateway_workload.names_of(name).items()}
+
+
+# -- seeing one serve ---------------------------------------------------------------------------------------------------------------
+
+
+class ServiceWatcher:
+    """Waits until a gateway serves, and keeps what it saw for the module's result, as `_proxies.Watcher` does for sidecars."""
+
+    def __init__(self, cluster: Cluster, timeout: float) -> None:
+        self._cluster, self._timeout = cluster, timeout
+        self.warnings: list[str] = []
+        self.verified = False
+        self.proxies: dict[str, Any] = {"total": 0, "looked_at": 0, "following": 0, "pending": []}
+
+    def follow(self, wait: Wait) -> float:
+        """Waits until the gateway of a `_gateway_workload.Serving` serves. Seconds that it took; raises GatewayError when time is up, or is no help."""
+        assert isinstance(wait, _gateway_workload.Serving)
+        start = time.monotonic()
+        while missing := self._missing(wait.gateway):
+            if time.monotonic() - start + PAUSE > self._timeout:
+                raise GatewayError(
+                    f"Egress gateway {wait.gateway} does not serve after {self._timeout:.0f} s: {missing}.\n"
+                    f"What was written stays. Look at kubectl --namespace {wait.namespaces[0]} describe deployment,pod, then run the task again.",
+                    {"proxies": self.proxies, "verified": False},
+                )
+            time.sleep(PAUSE)
+        self.verified = True
+        return round(time.monotonic() - start, 2)
+
+    def _missing(self, reference: str) -> str:
+        """Why the gateway does not serve yet; empty when it does. One of somebody else serves when one of its proxies does."""
+        namespace, _sep, name = reference.partition("/")
+        service = self._cluster.get("Service", namespace, name)
+        if service is None:
+            return "there is no Service of that name any more"
+        pods = _pods_behind(self._cluster, namespace, service["spec"].get("selector") or {})
+        proxies = routers(pods)
+        self._see(proxies)
+        if _gateway_workload.is_ours(service):
+            _check_injected(pods, namespace)
+            rollout = _rollout(self._cluster.get("Deployment", namespace, name), pods)
+            if rollout:
+                return rollout
+        ready = {p.pod for p in proxies if p.ready}
+        if not ready or (_gateway_workload.is_ours(service) and len(ready) < len(proxies)):
+            return f"{len(ready)} of {len(proxies)} proxies are ready"
+        slices = self._cluster.list("EndpointSlice", namespace, labels=f"kubernetes.io/service-name={name}")
+        served = {(e.get("targetRef") or {}).get("name") for s in slices for e in s.get("endpoints") or () if (e.get("conditions") or {}).get("ready", True)}
+        return "" if ready <= served else f"the Service does not lead to {', '.join(sorted(ready - served))} yet"
+
+    def _see(self, proxies: list[Proxy]) -> None:
+        pending = [{"pod": str(p), "reason": "the pod is not ready"} for p in proxies if not p.ready]
+        self.proxies = {"total": len(proxies), "looked_at": len(proxies), "following": len(proxies) - len(pending), "pending": pending}
+
+
+def _check_injected(pods: Iterable[Mapping[str, Any]], namespace: str) -> None:
+    """Raises at once when nothing put a proxy into the pods, for that does not come by itself."""
+    for pod in pods:
+        if any(c["name"] == CONTAINER and c.get("image") == "auto" for c in pod["spec"]["containers"]) and not pod["metadata"].get("deletionTimestamp"):
+            raise GatewayError(
+                f"Pod {namespace}/{pod['metadata']['name']} got no proxy: no injector of Istio cares for namespace {namespace} with this revision.\n"
+                "Set revision to one that is installed, or take the label istio-injection=disabled off the namespace, then run the task again."
+            )
+
+
+def _rollout(deployment: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]]) -> str:
+    """Why a rollout is not done yet, with what the Deployment or its pods give as the reason; empty when it is."""
+    if deployment is None:
+        return "its Deployment is gone"
+    status, wanted = deployment.get("status") or {}, deployment["spec"].get("replicas", 1)
+    counts = [status.get(key, 0) for key in ("replicas", "updatedReplicas", "availableReplicas")]
+    if status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0) and counts == [wanted] * 3:
+        return ""
+    reasons = [c["message"] for c in status.get("conditions") or () if c["type"] == "ReplicaFailure"]
+    for pod in pods:
+        now = pod.get("status") or {}
+        waiting = [(s.get("state") or {}).get("waiting") or {} for s in now.get("containerStatuses") or ()]
+        reasons += [w["reason"] for w in waiting if w.get("reason") not in (None, "ContainerCreating", "PodInitializing")]
+        reasons += [c.get("message", "") for c in now.get("conditions") or () if c["type"] == "PodScheduled" and c["status"] == "False"]
+    seen = "; ".join(dict.fromkeys(r for r in reasons if r))
+    return f"{status.get('updatedReplicas', 0)} of {wanted} pods are new, {status.get('availableReplicas', 0)} available" + (f" ({seen})" if seen else "")
