@@ -83,10 +83,10 @@ class EgressModule(AnsibleModule):
         if yaml is None:
             self.fail_json(msg=missing_required_lib("PyYAML"))
 
-    def cluster(self) -> Cluster:
-        """A connection made of the authentication options. Ends the module when the client library is missing."""
+    def cluster(self, **instead: Any) -> Cluster:
+        """A connection made of the authentication options, or what stands `instead` of some. Ends the module when the client library is missing."""
         try:
-            self._cluster = Cluster({name: self.params.get(name) for name in AUTH_OPTIONS})
+            self._cluster = Cluster({**{name: self.params.get(name) for name in AUTH_OPTIONS}, **instead})
             return self._cluster
         except ImportError as error:
             self.fail_json(msg=f"{missing_required_lib('kubernetes>=29.0.0')} ({error})")
