@@ -104,7 +104,7 @@ def run_module(kubeconfig: Path) -> RunModule:
     """`run_module(NAME, check=False, fails=False, **arguments)`: the module's result. One that fails although it should not ends the test, and vice versa."""
     path = next(p for p in sys.path if (Path(p) / "ansible_collections" / "meshops" / "istio_egress").exists())
 
-    def run(name: str, check: bool = False, fails: bool = False, **arguments: Any) -> Result:
+    def run(name: str, /, check: bool = False, fails: bool = False, **arguments: Any) -> Result:
         request = {
             "module": f"{PACKAGE}.{name}",
             "path": path,
