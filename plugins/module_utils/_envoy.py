@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 RESOURCES = ("dynamic_listeners", "dynamic_route_configs")
@@ -40,6 +40,13 @@ class Snapshot:
     routes: Mapping[tuple[str, int], frozenset[str]]
     clusters: frozenset[str] = frozenset()
     warming: frozenset[str] = frozenset()
+    callers: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """What each AuthorizationPolicy (namespace/name) says about callers, as patterns of their SPIFFE names."""
+
+    def guards(self, policy: str, who: Iterable[str]) -> bool:
+        """Whether the AuthorizationPolicy is in force for exactly these callers (``cluster.local/ns/NAMESPACE/sa/NAME`` or ``/ns/NAMESPACE/`` each)."""
+        patterns = self.callers.get(policy, frozenset())
+        return len(patterns) == len(set(who)) and all(any(one in pattern for pattern in patterns) for one in who)
 
     def serves(self, destination: tuple[str, int]) -> bool:
         """Whether there is a route, and no cluster of it is warming."""
@@ -58,9 +65,12 @@ def read(dump: Mapping[str, Any]) -> Snapshot:
     modes: set[str] = set()
     routes: dict[tuple[str, int], set[str]] = defaultdict(set)
     clusters: set[str] = set()
+    callers: dict[str, set[str]] = defaultdict(set)
     for config in dump.get("configs") or ():
         listener = (config.get("active_state") or {}).get("listener")
         if listener:
+            for policy, patterns in _rbac(listener):
+                callers[policy].update(patterns)
             for destination, cluster in _listener_routes(listener):
                 routes[destination].add(cluster)
             modes |= {_MODE_OF_CLUSTER[c] for c in _tcp_clusters(_last_chains(listener)) if c in _MODE_OF_CLUSTER}
@@ -73,7 +83,7 @@ def read(dump: Mapping[str, Any]) -> Snapshot:
         if config.get("cluster"):
             clusters.add(config["cluster"]["name"])
     warming = frozenset(config["cluster"]["name"] for config in dump.get("warming") or ())
-    return Snapshot(frozenset(modes), {destination: frozenset(to) for destination, to in routes.items()}, frozenset(clusters), warming)
+    return Snapshot(frozenset(modes), {destination: frozenset(to) for destination, to in routes.items()}, frozenset(clusters), warming, callers)
 
 
 def _listener_routes(listener: Mapping[str, Any]) -> Iterator[tuple[tuple[str, int], str]]:
@@ -128,3 +138,30 @@ def _name_and_port(virtual_host: str) -> Iterator[tuple[str, int]]:
     host, _sep, port = virtual_host.rpartition(":")
     if host and port.isdigit():
         yield host, int(port)
+
+
+_RULE = re.compile(r"^ns\[(.+)\]-policy\[(.+)\]-rule\[\d+\]$")
+
+
+def _rbac(listener: Mapping[str, Any]) -> Iterator[tuple[str, set[str]]]:
+    """(namespace/name, patterns of callers) for each rule of an AuthorizationPolicy in the filters of a listener, by the name that pilot gives it."""
+    default = listener.get("default_filter_chain")
+    for chain in (*(listener.get("filter_chains") or ()), *([default] if default else ())):
+        filters = [f.get("typed_config") or {} for f in chain.get("filters") or ()]
+        filters += [f.get("typed_config") or {} for config in filters for f in config.get("http_filters") or ()]
+        for config in filters:
+            for rules in (config.get("rules"), config.get("shadow_rules")):
+                for name, policy in ((rules or {}).get("policies") or {}).items():
+                    rule = _RULE.match(name)
+                    if rule:
+                        yield f"{rule[1]}/{rule[2]}", _patterns(policy.get("principals"))
+
+
+def _patterns(principals: Any) -> set[str]:
+    """The texts that names of callers are compared with, anywhere inside a principal."""
+    if isinstance(principals, list):
+        return {text for item in principals for text in _patterns(item)}
+    if not isinstance(principals, Mapping):
+        return set()
+    texts = {value for key, value in principals.items() if key in ("exact", "prefix", "suffix", "contains", "regex") and isinstance(value, str)}
+    return texts | {text for value in principals.values() for text in _patterns(value)}

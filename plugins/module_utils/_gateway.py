@@ -1,44 +1,29 @@
 # Copyright: (c) 2026, meshops.istio_egress contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PRIVATE to this collection. Hosts that are reached through an egress gateway: the objects for it, and the order of their change.
+"""PRIVATE to this collection. Hosts that are reached through an egress gateway: what is wanted, what is refused, and what live objects record.
 
-Pure: routes that are wanted and objects that are live go in, a Plan comes out. The shape (seen on Istio 1.31.1 with Envoy 1.40):
+Pure. `_gateway_objects` makes the objects for it, `_gateway_plan` the order of their change. The shape (seen on Istio 1.31.1 with Envoy 1.40):
 
 - The gateway's ports 80 and 443 carry everything, so its Service needs no change. Port 80 is plain HTTP; port 443 is told apart by SNI:
   the host itself for TLS that is passed through, a made-up name for TLS or TCP inside the mesh's own TLS (it says which host and port),
   any other name for HTTP inside the mesh's own TLS. Old and new hop of a host can so exist side by side while clients move.
-- The two legs of a route are two VirtualServices, so that the client's goes in last and out first.
-- Each TLS host has a match of its own: adding a host to the list of a match closes connections of the others.
-- Gateway and DestinationRule are shared by all policies, and made from the ServiceEntries in the gateway's namespace, which record every route.
+- The ServiceEntries in the gateway's namespace record every route in their annotation; all that policies share is made from them.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import (
-    NETWORKING,
-    Declared,
-    Object,
-    policy_labels,
-    policy_of,
-    read_service_entry,
-    same_object,
-    updated,
-)
-from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait, host_changes
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import policy_of, read_service_entry
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import (
+    EVERYTHING_SCOPE,
     HTTP_PROTOCOLS,
-    KNOWN_SCOPE,
-    MANAGED_BY,
-    MANAGED_BY_LABEL,
+    METADATA,
     TLS_PROTOCOLS,
     HostEntry,
     Port,
@@ -47,7 +32,11 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._policy impor
 HTTP_PORT, TLS_PORT = 80, 443
 """Ports of the gateway's Service."""
 PLAIN, MUTUAL = "plain", "mutual_tls"
-KINDS = ("ServiceEntry", "Gateway", "DestinationRule", "VirtualService")
+KINDS = ("ServiceEntry", "Gateway", "DestinationRule", "VirtualService", "AuthorizationPolicy")
+EVERYTHING = "everything"
+"""What stands for all hosts in the option `hosts`."""
+DOMAINS = ("com", "net", "org", "io", "dev")
+"""Top-level domains that a default route has from the start; those of declared hosts come to them."""
 
 
 class GatewayError(EgressError):
@@ -77,25 +66,54 @@ class Gateway:
 
 
 @dataclass(frozen=True)
+class Origination:
+    """TLS that the gateway puts around HTTP: ``simple``, or ``mutual`` with a client certificate, to `port` of the host.
+
+    `credential` is the Secret in the gateway's namespace; with `verify` the host's certificate is checked against its CA (or the system's) and the name.
+    """
+
+    mode: str
+    credential: str = ""
+    port: int = 443
+    verify: bool = True
+
+
+@dataclass(frozen=True)
 class Route:
-    """A host entry that clients of `namespace` reach through `gateway` (namespace/service) by `hop`, declared by `policy`."""
+    """A host entry that clients of `namespace` reach through `gateway` (namespace/service) by `hop`, declared by `policy`.
+
+    `export_to` are the namespaces of the clients, as in objects. With `shadow`, the entry's `allow_from` is watched and not enforced.
+    """
 
     entry: HostEntry
     namespace: str
     policy: str
     gateway: str
     hop: str
+    export_to: tuple[str, ...] = (".",)
+    origination: Origination | None = None
+    shadow: bool = False
 
     @property
     def key(self) -> str:
         """The policy name on objects in the gateway's namespace, where policies of several namespaces meet."""
         return f"{self.policy}.{self.namespace}"
 
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """The namespaces of the clients by name; empty for all."""
+        return _clients(self.namespace, self.export_to)
+
+    @property
+    def dialled(self) -> str:
+        """The host that the gateway calls."""
+        return self.entry.backend or self.entry.host
+
     def hop_of(self, port: Port) -> str:
-        """`auto` is mutual TLS where it costs nothing (HTTP) or where there is no other way (TCP), and plain for TLS, which is encrypted already."""
+        """`auto` is mutual TLS where it costs nothing (HTTP), where there is no other way (TCP), and where identity is asked for; else plain."""
         if self.hop != "auto":
             return self.hop
-        return PLAIN if port.protocol in TLS_PROTOCOLS else MUTUAL
+        return PLAIN if port.protocol in TLS_PROTOCOLS and not self.entry.allow_from else MUTUAL
 
     def is_named(self, port: Port) -> bool:
         """Travels under a made-up SNI that says host and port."""
@@ -104,402 +122,284 @@ class Route:
     def subset(self, port: Port) -> str:
         """The subset of the gateway's DestinationRule: plain, mutual, or one of its own for a made-up SNI."""
         if self.is_named(port):
-            return f"{port.name}-{_digest(self.entry.host)}"
+            return f"{port.name}-{digest(self.entry.host)}"
         return "mutual" if self.hop_of(port) == MUTUAL else "plain"
 
     def gateway_port(self, port: Port) -> int:
         return HTTP_PORT if port.protocol in HTTP_PROTOCOLS and self.hop_of(port) == PLAIN else TLS_PORT
 
     def sni(self, port: Port) -> str:
-        return f"{port.name}.{self.entry.host}.egress"
+        return f"{port.name}.{self.entry.host.replace('*', 'wildcard')}.egress"
+
+    def originated(self, port: Port) -> bool:
+        return self.origination is not None and port.protocol in HTTP_PROTOCOLS
 
     def destination(self, port: Port) -> str:
         """Envoy's name for the host itself, at the gateway."""
-        return f"outbound|{port.number}||{self.entry.host}"
+        if self.originated(port):
+            return f"outbound|{self.origination.port}|{ORIGINATED}|{self.dialled}"
+        return f"outbound|{port.number}||{self.dialled}"
 
 
-def check(routes: Iterable[Route]) -> None:
-    """Raises GatewayError for what a gateway cannot do, with what to use instead."""
+ORIGINATED = "tls"
+"""Subset of a host's DestinationRule that has the gateway's TLS, beside what is passed through."""
+
+
+@dataclass(frozen=True)
+class DefaultRoute:
+    """All that is not the mesh's own goes from the clients of `namespace` to `gateway`, by top-level domain."""
+
+    namespace: str
+    policy: str
+    gateway: str
+    domains: tuple[str, ...]
+    export_to: tuple[str, ...] = (".",)
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """The namespaces of the clients by name; empty for all."""
+        return _clients(self.namespace, self.export_to)
+
+    def covers(self, route: Route) -> bool:
+        """Whether clients reach the host by the default route, so that nothing has to be made for it at the clients."""
+        shapes = {(80, "HTTP", MUTUAL), (443, "TLS", PLAIN), (443, "HTTPS", PLAIN)}
+        return (
+            (self.namespace, self.gateway, self.export_to) == (route.namespace, route.gateway, route.export_to)
+            and domain_of(route.entry.host) in self.domains
+            and {(p.number, p.protocol, route.hop_of(p)) for p in route.entry.ports} <= shapes
+        )
+
+
+def _clients(namespace: str, export_to: Iterable[str]) -> tuple[str, ...]:
+    return () if "*" in export_to else tuple(sorted({namespace if name == "." else name for name in export_to}))
+
+
+def domain_of(host: str) -> str:
+    return host.rpartition(".")[2]
+
+
+def check(routes: Iterable[Route], others: Iterable[Route]) -> None:
+    """Raises GatewayError for what a gateway cannot do, with what to use instead. `others` are the routes of other policies."""
+    routes = list(routes)
     for route in routes:
-        entry = route.entry
-        if entry.is_wildcard:
+        _check_backend(route, routes)
+        _check_hop(route)
+        _check_origination(route)
+    for route in routes:
+        for other in (*routes, *others):
+            _check_together(route, other)
+
+
+def _check_backend(route: Route, routes: list[Route]) -> None:
+    entry = route.entry
+    if entry.is_wildcard and not route.entry.backend:
+        raise GatewayError(
+            f"{entry.host} cannot go through an egress gateway as it is: the gateway has to know the one host that it dials.\n"
+            "Give the backend that serves all of it, list the hosts, or let the wildcard out directly with istio_egress_host."
+        )
+    if route.entry.backend and not entry.is_wildcard:
+        raise GatewayError(f"{entry.host} has the backend {route.entry.backend}, but only wildcards have one.\nLeave backend out, or write *.{entry.host}.")
+    if route.entry.backend and any(r.dialled == route.entry.backend and r != route for r in routes):
+        raise GatewayError(
+            f"{route.entry.backend} is the backend of {entry.host} and listed beside it.\nLeave one of the two out; name it as host alone, or as backend alone."
+        )
+
+
+def _check_hop(route: Route) -> None:
+    entry = route.entry
+    if any("/" in address for address in entry.addresses):
+        raise GatewayError(
+            f"{entry.host} has a range of addresses; the gateway does not learn which one the client dialled.\n"
+            "List single addresses, each as an entry of its own, or let the range out directly with istio_egress_host."
+        )
+    for protocols, what in ((HTTP_PROTOCOLS, "HTTP"), (TLS_PROTOCOLS, "TLS")):
+        alike = [p for p in entry.ports if p.protocol in protocols and not route.is_named(p)]
+        if len(alike) > 1:
+            both = " and ".join(str(p.number) for p in alike)
             raise GatewayError(
-                f"{entry.host} cannot go through an egress gateway: the gateway has to know the one host that it dials.\n"
-                "List the hosts, or let the wildcard out directly with istio_egress_host."
+                f"{entry.host} has the {what} ports {both}; they arrive at one port of the gateway, which cannot tell them apart.\n"
+                + (f"Send {entry.host} by hop mutual_tls." if what == "TLS" else "Keep one of them.")
             )
-        if any("/" in address for address in entry.addresses):
-            raise GatewayError(
-                f"{entry.host} has a range of addresses; the gateway does not learn which one the client dialled.\n"
-                "List single addresses, each as an entry of its own, or let the range out directly with istio_egress_host."
-            )
-        for protocols, what in ((HTTP_PROTOCOLS, "HTTP"), (TLS_PROTOCOLS, "TLS")):
-            alike = [p for p in entry.ports if p.protocol in protocols and not route.is_named(p)]
-            if len(alike) > 1:
-                both = " and ".join(str(p.number) for p in alike)
-                raise GatewayError(
-                    f"{entry.host} has the {what} ports {both}; they arrive at one port of the gateway, which cannot tell them apart.\n"
-                    + (f"Send {entry.host} by hop mutual_tls." if what == "TLS" else "Keep one of them.")
-                )
-        opaque = next((p for p in entry.ports if p.is_opaque and route.hop_of(p) == PLAIN), None)
-        if opaque:
-            raise GatewayError(
-                f"{entry.host}: {opaque.protocol} port {opaque.number} by a plain hop would need a port of its own on the gateway's Service.\n"
-                "Use hop mutual_tls (or auto), which carries any number of TCP hosts over the gateway's TLS port."
-            )
+    opaque = next((p for p in entry.ports if p.is_opaque and route.hop_of(p) == PLAIN), None)
+    if opaque:
+        raise GatewayError(
+            f"{entry.host}: {opaque.protocol} port {opaque.number} by a plain hop would need a port of its own on the gateway's Service.\n"
+            "Use hop mutual_tls (or auto), which carries any number of TCP hosts over the gateway's TLS port."
+        )
+    if route.entry.allow_from and route.hop == PLAIN:
+        raise GatewayError(
+            f"{entry.host} has allow_from, but by a plain hop the gateway does not learn who calls.\nUse hop auto or mutual_tls for {entry.host}."
+        )
+
+
+def _check_origination(route: Route) -> None:
+    entry, tls = route.entry, route.origination
+    if not tls:
+        return
+    if not any(p.protocol in HTTP_PROTOCOLS for p in entry.ports):
+        raise GatewayError(
+            f"{entry.host} has no HTTP port, and the gateway can put TLS around HTTP alone.\nAdd port 80 to its ports: workloads then call http://{entry.host}."
+        )
+    there = next((p for p in entry.ports if p.number == tls.port), None)
+    if there and there.protocol not in TLS_PROTOCOLS:
+        raise GatewayError(
+            f"{entry.host}: port {tls.port} is {there.protocol} for clients and TLS for the gateway.\nSet tls_port to the port where {entry.host} speaks TLS."
+        )
+    if entry.is_wildcard:
+        raise GatewayError(f"{entry.host}: TLS cannot be put around a wildcard, since its certificate has another name for each host.\nList the hosts.")
+    if tls.mode == "mutual" and not tls.credential:
+        raise GatewayError(
+            f"{entry.host}: tls mutual needs a client certificate.\nSet credential to a Secret with tls.crt, tls.key and ca.crt in the gateway's namespace."
+        )
+
+
+def _check_together(route: Route, other: Route) -> None:
+    if (other.gateway, other.entry.host) != (route.gateway, route.entry.host) or other == route:
+        return
+    whose = f'policy "{other.policy}" of namespace {other.namespace}'
+    if other.origination and route.origination and other.origination != route.origination:
+        raise GatewayError(
+            f"{route.entry.host} goes through {route.gateway} for {whose}, too, with other settings of TLS.\nAgree on tls, credential and tls_port."
+        )
+    plain = [r for r in (route, other) if any(r.hop_of(p) == PLAIN for p in r.entry.ports)]
+    if plain and (route.entry.allow_from or other.entry.allow_from):
+        raise GatewayError(
+            f"{route.entry.host} goes through {route.gateway} for {whose}, too, and one of the two has allow_from, the other a plain hop.\n"
+            "Send it by hop mutual_tls in both, so that the gateway knows who calls."
+        )
 
 
 # -- live objects -------------------------------------------------------------------------------------------------------------------
 
 
-def read_routes(service_entries_: Iterable[Mapping[str, Any]]) -> list[Route]:
-    """Every route of this collection, from the ServiceEntries in the namespaces of gateways."""
+def recorded(route: Route) -> HostEntry:
+    """The route as its ServiceEntry in the gateway's namespace has it: ports and name as the gateway dials them, the rest in the annotation."""
+    entry, tls = route.entry, route.origination
+    kept = {**dict(entry.metadata), "gateway": route.gateway, "hop": route.hop}
+    ports = entry.ports
+    if route.export_to != (".",):
+        kept["export_to"] = " ".join(route.export_to)
+    if tls:
+        kept |= {"ports": " ".join(f"{p.protocol}/{p.number}" for p in entry.ports), "tls": tls.mode, "tls_port": str(tls.port)}
+        kept |= {key: value for key, value in (("credential", tls.credential), ("tls_verify", "" if tls.verify else "no")) if value}
+        if tls.port not in {p.number for p in ports}:
+            ports = tuple(sorted((*ports, Port(tls.port, "HTTPS"))))
+    if route.entry.allow_from:
+        kept |= {"allow_from": " ".join(route.entry.allow_from), "allow_from_mode": "shadow" if route.shadow else "enforce"}
+    if route.entry.backend:
+        kept["wildcard"] = entry.host
+    return replace(entry, host=route.dialled, ports=ports, metadata=tuple(sorted(kept.items())), allow_from=(), backend="")
+
+
+def read_routes(service_entries: Iterable[Mapping[str, Any]]) -> list[Route]:
+    """Every route of this collection, from the ServiceEntries in the namespaces of gateways; the inverse of `recorded`."""
     routes = []
-    for obj in service_entries_:
+    for obj in service_entries:
         policy, _sep, namespace = (policy_of(obj) or "").partition(".")
         for declared in read_service_entry(obj) if namespace else ():
-            metadata = dict(declared.entry.metadata)
-            gateway, hop = metadata.pop("gateway", ""), metadata.pop("hop", "auto")
-            if not gateway:
-                continue
-            routes.append(Route(replace(declared.entry, metadata=tuple(sorted(metadata.items()))), namespace, policy, gateway, hop))
+            kept = dict(declared.entry.metadata)
+            if kept.get("gateway"):
+                routes.append(_read(declared.entry, kept, policy, namespace))
     return routes
 
 
-def wanted_routes(
-    listed: Iterable[HostEntry], removed: Iterable[str], purge: bool, live: Iterable[Route], namespace: str, policy: str, gateway: Gateway | None, hop: str
-) -> list[Route]:
-    """What the policy shall send through gateways: the listed hosts through `gateway`, and (unless `purge`) those it sends already."""
+def _read(entry: HostEntry, kept: Mapping[str, str], policy: str, namespace: str) -> Route:
+    ports = tuple(Port(int(number), protocol) for protocol, _sep, number in (p.partition("/") for p in kept.get("ports", "").split()))
+    origination = None
+    if kept.get("tls"):
+        origination = Origination(kept["tls"], kept.get("credential", ""), int(kept.get("tls_port", "443")), kept.get("tls_verify") != "no")
+    called = replace(
+        entry,
+        host=kept.get("wildcard") or entry.host,
+        ports=ports or entry.ports,
+        metadata=tuple(sorted((key, value) for key, value in kept.items() if key in METADATA)),
+        allow_from=tuple(kept.get("allow_from", "").split()),
+        backend=entry.host if kept.get("wildcard") else "",
+    )
+    return Route(
+        called,
+        namespace,
+        policy,
+        kept["gateway"],
+        kept.get("hop", "auto"),
+        tuple(kept.get("export_to", ".").split()),
+        origination,
+        kept.get("allow_from_mode") == "shadow",
+    )
+
+
+def read_defaults(virtual_services: Iterable[Mapping[str, Any]]) -> list[DefaultRoute]:
+    """Every default route of this collection, from the clients' VirtualServices."""
+    result = []
+    for obj in virtual_services:
+        policy, _sep, scope = (policy_of(obj) or "").partition(".")
+        if scope != EVERYTHING_SCOPE:
+            continue
+        spec, namespace = obj["spec"], obj["metadata"]["namespace"]
+        service, place = spec["http"][0]["route"][0]["destination"]["host"].split(".")[:2]
+        domains = tuple(sorted(host.removeprefix("*.") for host in spec["hosts"]))
+        export_to = tuple(sorted("." if name == namespace else name for name in spec.get("exportTo") or ("*",)))
+        result.append(DefaultRoute(namespace, policy, f"{place}/{service}", domains, export_to))
+    return result
+
+
+# -- what is wanted -----------------------------------------------------------------------------------------------------------------
+
+
+def split_everything(hosts: Iterable[Any]) -> tuple[bool, list[Any]]:
+    """Whether the option asks for everything, and the host entries that it has beside that word."""
+    items = [word for item in hosts for word in (item.split() if isinstance(item, str) else [item])]
+    return EVERYTHING in items, [item for item in items if item != EVERYTHING]
+
+
+def wanted_routes(listed: Iterable[Route], removed: Iterable[str], purge: bool, live: Iterable[Route], namespace: str, policy: str) -> list[Route]:
+    """What the policy shall send through gateways: the listed routes, and (unless `purge`) those it sends already."""
     gone = set(removed)
     wanted = {} if purge else {r.entry.host: r for r in live if (r.namespace, r.policy) == (namespace, policy) and r.entry.host not in gone}
-    for entry in listed:
-        at_gateway = "STATIC" if entry.addresses else "DNS_ROUND_ROBIN" if entry.resolution == "DNS_ROUND_ROBIN" else "DNS"
-        wanted[entry.host] = Route(replace(entry, resolution=at_gateway), namespace, policy, gateway.reference, hop)
+    for route in listed:
+        entry = route.entry
+        resolution = "STATIC" if entry.addresses else "DNS_ROUND_ROBIN" if entry.resolution == "DNS_ROUND_ROBIN" else "DNS"
+        wanted[entry.host] = replace(route, entry=replace(entry, resolution=resolution))
     return [wanted[host] for host in sorted(wanted)]
 
 
-# -- objects ------------------------------------------------------------------------------------------------------------------------
+def wanted_default(
+    asked: DefaultRoute | None, removed: bool, live: Iterable[DefaultRoute], routes: Iterable[Route], namespace: str, policy: str
+) -> DefaultRoute | None:
+    """The default route that the policy shall have, with the domains of all hosts that may go by it; `removed` says that there shall be none."""
+    there = next((d for d in live if (d.namespace, d.policy) == (namespace, policy)), None)
+    default = asked or (None if removed else there)
+    if default is None:
+        return None
+    domains = {*default.domains, *(there.domains if there else ())}
+    domains |= {domain_of(r.entry.host) for r in routes if r.gateway == default.gateway and not r.entry.is_opaque}
+    return replace(default, domains=tuple(sorted(domains)))
 
 
-def client_objects(routes: Iterable[Route], gateways: Mapping[str, Gateway]) -> list[Object]:
-    """VirtualServices on ``mesh``, one for all hosts of the same shape, and the ServiceEntries that make TLS and TCP hosts known to clients.
-
-    A client knows an HTTP host by the VirtualService alone; it looks none of the hosts up in DNS.
-    """
-    shapes: dict[tuple[Any, ...], list[Route]] = defaultdict(list)
-    for route in routes:
-        own = route.entry.host if route.entry.is_opaque else ""
-        shapes[(route.namespace, route.policy, route.gateway, own, tuple((p, route.hop_of(p)) for p in route.entry.ports))].append(route)
-    return [_client_leg(group, gateways[group[0].gateway]) for group in shapes.values()]
-
-
-def known_to_clients(routes: Iterable[Route]) -> list[Declared]:
-    """The hosts as clients must know them: their TLS and TCP ports, resolved by nobody."""
-    result = []
-    for route in routes:
-        ports = tuple(p for p in route.entry.ports if p.protocol not in HTTP_PROTOCOLS)
-        if ports:
-            addresses = route.entry.addresses if any(p.is_opaque for p in ports) else ()
-            result.append(Declared(HostEntry(route.entry.host, ports, addresses, "NONE"), (".",)))
+def describe(routes: Iterable[Route], gateways: Iterable[str], default: DefaultRoute | None) -> dict[str, Any]:
+    """Routes and gateways as a module returns them."""
+    result = {"hosts": [_described(route) for route in routes], "gateways": sorted(gateways)}
+    if default:
+        result["everything"] = {"gateway": default.gateway, "domains": list(default.domains)}
     return result
 
 
-def _client_leg(routes: list[Route], gateway: Gateway) -> Object:
-    first = routes[0]
-    http, tls, tcp = [], [], []
-    for port in first.entry.ports:
-        if port.protocol in HTTP_PROTOCOLS:
-            http.append({"match": [{"port": port.number}], "route": [_to(gateway, first, port)]})
-    for route in routes:
-        for port in route.entry.ports:
-            if port.protocol in TLS_PROTOCOLS:
-                tls.append({"match": [{"port": port.number, "sniHosts": [route.entry.host]}], "route": [_to(gateway, route, port)]})
-            elif port.is_opaque:
-                match = {"port": port.number, **({"destinationSubnets": list(route.entry.addresses)} if route.entry.addresses else {})}
-                tcp.append({"match": [match], "route": [_to(gateway, route, port)]})
-    what = first.entry.host if first.entry.is_opaque else "-".join(f"{p.name}-{first.hop_of(p).partition('_')[0]}" for p in first.entry.ports)
-    name = _short(f"egress-{first.policy}-{gateway.namespace}-{gateway.service}-{what}")
-    spec = {"hosts": sorted(r.entry.host for r in routes), "gateways": ["mesh"], "exportTo": ["."]}
-    spec |= {kind: rules for kind, rules in (("http", http), ("tls", tls), ("tcp", tcp)) if rules}
-    return _object("VirtualService", first.namespace, name, spec, first.policy)
-
-
-def _to(gateway: Gateway, route: Route, port: Port) -> Object:
-    return {"destination": {"host": gateway.host, "subset": route.subset(port), "port": {"number": route.gateway_port(port)}}}
-
-
-def gateway_objects(routes: Iterable[Route], gateways: Mapping[str, Gateway]) -> list[Object]:
-    """Per gateway one Gateway; per client namespace one DestinationRule; per host the VirtualServices of the gateway's leg."""
-    routes = list(routes)
-    result: list[Object] = []
-    for reference in sorted({r.gateway for r in routes} & set(gateways)):
-        gateway = gateways[reference]
-        through = [r for r in routes if r.gateway == reference]
-        result.append(_gateway(through, gateway))
-        result += [_destination_rule(gateway, ns, [r for r in through if r.namespace == ns]) for ns in sorted({r.namespace for r in through})]
-        for route in through:
-            result += _gateway_legs(route, gateway)
-    return result
-
-
-def _gateway(routes: list[Route], gateway: Gateway) -> Object:
-    servers: dict[str, Object] = {}
-    passed: set[str] = set()
-    for route in routes:
-        for port in route.entry.ports:
-            if route.is_named(port):
-                name = route.subset(port)
-                servers[name] = _server(TLS_PORT, name, "TLS", [route.sni(port)], "ISTIO_MUTUAL")
-            elif port.protocol in TLS_PROTOCOLS:
-                passed.add(route.entry.host)
-            elif route.hop_of(port) == MUTUAL:
-                servers["http-mutual"] = _server(TLS_PORT, "http-mutual", "HTTPS", ["*"], "ISTIO_MUTUAL")
-            else:
-                servers["http-plain"] = _server(HTTP_PORT, "http-plain", "HTTP", ["*"])
-    if passed:
-        servers["tls-plain"] = _server(TLS_PORT, "tls-plain", "TLS", sorted(passed), "PASSTHROUGH")
-    spec = {"selector": dict(gateway.selector), "servers": [servers[name] for name in sorted(servers)]}
-    return _object("Gateway", gateway.namespace, _gateway_name(gateway), spec)
-
-
-def _server(number: int, name: str, protocol: str, hosts: list[str], tls: str = "") -> Object:
-    server = {"port": {"number": number, "name": name, "protocol": protocol}, "hosts": hosts}
-    return {**server, "tls": {"mode": tls}} if tls else server
-
-
-def _destination_rule(gateway: Gateway, namespace: str, routes: list[Route]) -> Object:
-    subsets: dict[str, Object] = {}
-    for route in routes:
-        for port in route.entry.ports:
-            name = route.subset(port)
-            tls = {"mode": "ISTIO_MUTUAL", **({"sni": route.sni(port)} if route.is_named(port) else {})}
-            subsets[name] = {"name": name, **({"trafficPolicy": {"tls": tls}} if name != "plain" else {})}
-    spec = {"host": gateway.host, "exportTo": ["."], "subsets": [subsets[name] for name in sorted(subsets)]}
-    return _object("DestinationRule", namespace, _short(f"egress-{gateway.namespace}-{gateway.service}"), spec)
-
-
-def _gateway_legs(route: Route, gateway: Gateway) -> list[Object]:
-    """HTTP and TLS that keep the host's name in one VirtualService, whatever the hop; what comes under a made-up name in one each."""
-    result, http, tls = [], [], []
-    for port in route.entry.ports:
-        out = [{"destination": {"host": route.entry.host, "port": {"number": port.number}}}]
-        if port.protocol in HTTP_PROTOCOLS:
-            http.append({"match": [{"port": HTTP_PORT}, {"port": TLS_PORT}], "route": out})
-        elif route.is_named(port):
-            name = _short(f"egress-{route.key}-{port.name}-{route.entry.host}")
-            spec = {"hosts": [route.sni(port)], "gateways": [_gateway_name(gateway)], "exportTo": ["."]}
-            result.append(_object("VirtualService", gateway.namespace, name, {**spec, "tcp": [{"match": [{"port": TLS_PORT}], "route": out}]}, route.key))
-        else:
-            tls.append({"match": [{"port": TLS_PORT, "sniHosts": [route.entry.host]}], "route": out})
-    if http or tls:
-        spec = {"hosts": [route.entry.host], "gateways": [_gateway_name(gateway)], "exportTo": ["."]}
-        spec |= {kind: rules for kind, rules in (("http", http), ("tls", tls)) if rules}
-        result.append(_object("VirtualService", gateway.namespace, _short(f"egress-{route.key}-{route.entry.host}"), spec, route.key))
-    return result
-
-
-def _gateway_name(gateway: Gateway) -> str:
-    return f"egress-{gateway.service}"
-
-
-def _object(kind: str, namespace: str, name: str, spec: Object, policy: str | None = None) -> Object:
-    return {"apiVersion": NETWORKING, "kind": kind, "metadata": {"name": name, "namespace": namespace, "labels": policy_labels(policy)}, "spec": spec}
-
-
-def describe(routes: Iterable[Route], gateways: Mapping[str, Gateway]) -> dict[str, Any]:
-    """The routes and gateways as a module returns them."""
-    hosts = [
-        {
-            "host": r.entry.host,
-            "ports": [f"{p.protocol.lower()}/{p.number}" for p in r.entry.ports],
-            "addresses": list(r.entry.addresses),
-            "gateway": r.gateway,
-            "hop": {f"{p.protocol.lower()}/{p.number}": r.hop_of(p) for p in r.entry.ports},
-            **dict(r.entry.metadata),
-        }
-        for r in routes
-    ]
-    return {"hosts": hosts, "gateways": sorted(gateways)}
-
-
-# -- the order of change ------------------------------------------------------------------------------------------------------------
-
-
-def plan_gateway(wanted: Iterable[Route], live: Mapping[str, list[Object]], namespace: str, policy: str, gateways: Mapping[str, Gateway]) -> Plan:
-    """Steps from the live objects to the wanted routes of one policy, make before break.
-
-    `live` has all objects of each of KINDS; `gateways` every gateway that a live or wanted route goes through.
-    In: what the gateway needs and the clients' clusters; wait; the clients' route; then what makes the host known to clients, so that none
-    goes out directly meanwhile. Out: what makes it known, the clients' route; wait; the rest.
-    """
-    wanted = list(wanted)
-    before = read_routes(live["ServiceEntry"])
-    mine_before = [r for r in before if (r.namespace, r.policy) == (namespace, policy)]
-    others = [r for r in before if (r.namespace, r.policy) != (namespace, policy)]
-    key = f"{policy}.{namespace}"
-
-    at_gateway: list[Change] = []
-    at_gateway_then: list[Change] = []
-    for place in sorted({r.gateway.partition("/")[0] for r in (*wanted, *mine_before)}):
-        recorded = [Declared(_recorded(r), (".",)) for r in wanted if r.gateway.startswith(f"{place}/")]
-        first, then = host_changes(recorded, live["ServiceEntry"], place, key)
-        at_gateway += first
-        at_gateway_then += then
-
-    both = _merged(gateway_objects([*others, *mine_before], gateways), gateway_objects([*others, *wanted], gateways))
-    after = gateway_objects([*others, *wanted], gateways)
-    concerned = {(o["kind"], o["metadata"]["namespace"], o["metadata"]["name"]) for o in gateway_objects([*mine_before, *wanted], gateways)}
-    add = _changes(live, [o for o in both if _id(o) in concerned], delete=())
-    left = _apply_to(live, add)
-    clean = _changes(left, [o for o in after if _id(o) in concerned], delete=concerned)
-
-    client_live = {"VirtualService": [o for o in live["VirtualService"] if o["metadata"]["namespace"] == namespace and policy_of(o) == policy]}
-    target = client_objects(wanted, gateways)
-    joined = _changes(client_live, _joined(client_live["VirtualService"], target), delete=())
-    routed = _changes(_apply_to(client_live, joined), target, delete={_id(o) for o in client_live["VirtualService"]})
-
-    known = host_changes(known_to_clients(wanted), live["ServiceEntry"], namespace, f"{policy}.{KNOWN_SCOPE}")
-    steps: list[Change | Wait] = [*at_gateway, *add]
-    if wanted:
-        steps += _ready(wanted, namespace, gateways)
-    hidden = [c for c in known[1] if c.after is None or set(c.after["spec"]["hosts"]) < set(c.before["spec"]["hosts"])]
-    steps += [*hidden, *joined, *routed]
-    if wanted or mine_before:
-        steps.append(_routed(wanted, mine_before, namespace, gateways, tls=not known[0]))
-    steps += [*known[0], *(c for c in known[1] if c not in hidden)]
-    if known[0]:
-        steps.append(_routed(wanted, mine_before, namespace, gateways, tls=True))
-    steps += [*clean, *at_gateway_then]
-    return Plan(tuple(steps))
-
-
-def _recorded(route: Route) -> HostEntry:
-    return replace(route.entry, metadata=tuple(sorted({**dict(route.entry.metadata), "gateway": route.gateway, "hop": route.hop}.items())))
-
-
-def _ready(routes: list[Route], namespace: str, gateways: Mapping[str, Gateway]) -> list[Wait]:
-    """Every proxy of the gateways has the routes out, and every client has the clusters in."""
-    waits = []
-    for reference in sorted({r.gateway for r in routes}):
-        gateway = gateways[reference]
-        out = {entry for r in routes if r.gateway == reference for p in r.entry.ports for entry in _out(r, p, gateway)}
-        waits.append(Wait((gateway.namespace,), routes=frozenset(out), selector=gateway.selector, gateways=True))
-    clusters = {gateways[r.gateway].cluster(r.gateway_port(p), r.subset(p)) for r in routes for p in r.entry.ports}
-    return [*waits, Wait((namespace,), clusters=frozenset(clusters))]
-
-
-def _out(route: Route, port: Port, gateway: Gateway) -> list[tuple[str, int, str]]:
-    if port.protocol in HTTP_PROTOCOLS:
-        return [(route.entry.host, route.gateway_port(port), route.destination(port))]
-    return [(route.sni(port) if route.is_named(port) else route.entry.host, gateway.tls_target_port, route.destination(port))]
-
-
-def _routed(wanted: list[Route], before: list[Route], namespace: str, gateways: Mapping[str, Gateway], tls: bool = False) -> Wait:
-    """Clients send the hosts to their gateways, and no host to a gateway that it shall no longer go through.
-
-    TLS and TCP are known to a client by the VirtualService together with a ServiceEntry, so these are looked at after that was written (`tls`).
-    """
-    routes = _in(wanted, gateways)
-    left = _in([r for r in before if r.gateway in gateways], gateways) - routes
-    if not tls:
-        here = {(r.entry.host, p.number) for r in wanted for p in r.entry.ports if p.protocol in HTTP_PROTOCOLS}
-        routes = {r for r in routes if r[:2] in here}
-    return Wait((namespace,), routes=frozenset(routes), not_routes=frozenset(left))
-
-
-def _in(routes: Iterable[Route], gateways: Mapping[str, Gateway]) -> set[tuple[str, int, str]]:
-    """(host, port, cluster of the gateway) for each port; TCP is told apart by address."""
+def _described(route: Route) -> dict[str, Any]:
+    tls = route.origination
     return {
-        (name, p.number, gateways[r.gateway].cluster(r.gateway_port(p), r.subset(p)))
-        for r in routes
-        for p in r.entry.ports
-        for name in (r.entry.addresses if p.is_opaque else (r.entry.host,))
+        "host": route.entry.host,
+        "ports": [f"{p.protocol.lower()}/{p.number}" for p in route.entry.ports],
+        "addresses": list(route.entry.addresses),
+        "gateway": route.gateway,
+        "hop": {f"{p.protocol.lower()}/{p.number}": route.hop_of(p) for p in route.entry.ports},
+        "export_to": list(route.export_to),
+        "allow_from": list(route.entry.allow_from),
+        **({"allow_from_mode": "shadow" if route.shadow else "enforce"} if route.entry.allow_from else {}),
+        **({"tls": tls.mode, "tls_port": tls.port, "credential": tls.credential, "tls_verify": tls.verify} if tls else {}),
+        **({"backend": route.entry.backend} if route.entry.backend else {}),
+        **dict(route.entry.metadata),
     }
 
 
-def _changes(live: Mapping[str, list[Object]], wanted: Iterable[Object], delete: Iterable[tuple[str, str, str]]) -> list[Change]:
-    known = {_id(o): o for objects in live.values() for o in objects}
-    wanted = {_id(o): o for o in wanted}
-    result = []
-    for key, obj in wanted.items():
-        old = known.get(key)
-        if old is None:
-            result.append(Change(None, obj, _note(obj)))
-        elif (old["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) != MANAGED_BY:
-            raise GatewayError(
-                f"{key[0]} {key[1]}/{key[2]} exists and is not made by this collection, but the gateway needs an object of that name.\n"
-                "Rename or remove it; nothing was written."
-            )
-        elif not same_object(old, obj):
-            result.append(Change(old, updated(old, obj), _note(obj)))
-    return result + [Change(known[key], None, _note(known[key])) for key in sorted(delete) if key in known and key not in wanted]
-
-
-def _note(obj: Mapping[str, Any]) -> str:
-    spec = obj["spec"]
-    names = spec.get("hosts") or [s["name"] for s in spec.get("subsets") or ()] or [s["port"]["name"] for s in spec.get("servers") or ()]
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _apply_to(live: Mapping[str, list[Object]], changes: Iterable[Change]) -> dict[str, list[Object]]:
-    """The live objects as they are after the changes."""
-    result = {_id(o): o for objects in live.values() for o in objects}
-    result.update({_id(c.object): c.after for c in changes if c.after})
-    return {"all": list(result.values())}
-
-
-def _merged(before: list[Object], after: list[Object]) -> list[Object]:
-    """The wanted objects with what the former ones have beside it, so that nothing is taken away yet."""
-    result = {_id(o): copy.deepcopy(o) for o in before}
-    for obj in after:
-        old = result.get(_id(obj))
-        new = copy.deepcopy(obj)
-        if old and obj["kind"] == "Gateway":
-            servers = {s["port"]["name"]: s for s in new["spec"]["servers"]}
-            for server in old["spec"]["servers"]:
-                same = servers.setdefault(server["port"]["name"], server)
-                same["hosts"] = sorted({*same["hosts"], *server["hosts"]})
-            new["spec"]["servers"] = [servers[name] for name in sorted(servers)]
-        elif old and obj["kind"] == "DestinationRule":
-            subsets = {s["name"]: s for s in (*old["spec"]["subsets"], *new["spec"]["subsets"])}
-            new["spec"]["subsets"] = [subsets[name] for name in sorted(subsets)]
-        elif old and obj["kind"] == "VirtualService":
-            for kind in ("http", "tls"):
-                rules = new["spec"].setdefault(kind, [])
-                rules += [rule for rule in old["spec"].get(kind) or () if rule not in rules]
-                if not rules:
-                    del new["spec"][kind]
-        result[_id(obj)] = new
-    return list(result.values())
-
-
-def _joined(live: Iterable[Object], target: Iterable[Object]) -> list[Object]:
-    """The target with hosts that other objects still wait to take over left where they are."""
-    result = {_id(o): copy.deepcopy(o) for o in target}
-    staying = {h for o in target for h in o["spec"]["hosts"]}
-    for obj in live:
-        new = result.get(_id(obj))
-        leaving = [h for h in obj["spec"]["hosts"] if h in staying and (new is None or h not in new["spec"]["hosts"])]
-        if not leaving:
-            continue
-        if new is None:
-            result[_id(obj)] = copy.deepcopy(obj)
-            continue
-        new["spec"]["hosts"] = sorted({*new["spec"]["hosts"], *leaving})
-        for kind in ("tls", "tcp"):
-            rules = new["spec"].setdefault(kind, [])
-            rules += [r for r in obj["spec"].get(kind) or () if r not in rules]
-            if not rules:
-                del new["spec"][kind]
-    return list(result.values())
-
-
-def _id(obj: Mapping[str, Any]) -> tuple[str, str, str]:
-    return obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]
-
-
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 240 else f"{name[:229].rstrip('.-')}-{_digest(name)}"

@@ -79,7 +79,8 @@ class Wait:
     `declared_in` is the namespace of the objects that declare `present`.
 
     For egress gateways: the proxies have `clusters`, send each (host, port) of `routes` to the cluster named with it, and no longer any of
-    `not_routes`. `gateways` means the gateway proxies with these labels, instead of sidecars.
+    `not_routes`. `guards` are AuthorizationPolicies (namespace/name) with the callers that each lets through. `gateways` means the gateway proxies with
+    these labels, instead of sidecars.
     """
 
     namespaces: tuple[str, ...]
@@ -93,6 +94,7 @@ class Wait:
     routes: frozenset[tuple[str, int, str]] = frozenset()
     not_routes: frozenset[tuple[str, int, str]] = frozenset()
     clusters: frozenset[str] = frozenset()
+    guards: frozenset[tuple[str, tuple[str, ...]]] = frozenset()
     gateways: bool = False
 
     def __str__(self) -> str:
@@ -105,6 +107,7 @@ class Wait:
         parts += [f"route {_names(self.routes)}"] if self.routes else []
         parts += [f"no longer route {_names(self.not_routes)} as before"] if self.not_routes else []
         parts += [f"have {_some(sorted(self.clusters))}"] if self.clusters else []
+        parts += [f"guard by {_some(sorted(name for name, _who in self.guards))}"] if self.guards else []
         return f"  wait           {whose} {' and '.join(parts)}"
 
 

@@ -23,6 +23,8 @@ POLICY_LABEL = "istio-egress.meshops.io/policy"
 SCOPE_LABEL = "istio-egress.meshops.io/scope"
 KNOWN_SCOPE = "known"
 """Scope of the ServiceEntries that make hosts known to the clients of a gateway; the gateway's own have the clients' namespace as scope."""
+EVERYTHING_SCOPE = "everything"
+"""Scope of what sends all that is not the mesh's own to a gateway, at the clients."""
 HOSTS_ANNOTATION = "istio-egress.meshops.io/hosts"
 
 MAX_HOSTS = 256
@@ -76,6 +78,10 @@ class HostEntry:
     addresses: tuple[str, ...] = ()
     resolution: str = "DNS"
     metadata: tuple[tuple[str, str], ...] = ()
+    allow_from: tuple[str, ...] = ()
+    """Who may use it at an egress gateway, ``namespace`` or ``namespace/service-account`` each; none means everybody who is sent there."""
+    backend: str = ""
+    """The one host that serves all of a wildcard, which is then the one that an egress gateway dials."""
     chosen: tuple[str, ...] = field(default=(), compare=False)
     """What was decided for the user, in words; shown in the result."""
 
@@ -98,16 +104,22 @@ class HostEntry:
         return not self.addresses and not self.is_opaque
 
 
-def parse_hosts(entries: Iterable[Any]) -> tuple[HostEntry, ...]:
+def parse_hosts(entries: Iterable[Any], at_gateway: bool = False) -> tuple[HostEntry, ...]:
     """Host entries from a module's `hosts` option, sorted by host, entries of one host merged.
 
     An entry is a dictionary (see the `host_entry` doc fragment) or a string: a host, ``host:port``, or several of those separated by
-    white space (the text field of a survey). Raises PolicyError that names the entry.
+    white space (the text field of a survey). Keys that only an egress gateway can honour are refused unless `at_gateway`.
+    Raises PolicyError that names the entry.
     """
     merged: dict[str, HostEntry] = {}
     for raw in entries:
         for item in raw.split() if isinstance(raw, str) else [raw]:
             entry = _parse(item)
+            if (entry.allow_from or entry.backend) and not at_gateway:
+                raise PolicyError(
+                    f"{entry.host} has {'allow_from' if entry.allow_from else 'backend'}, which only an egress gateway can honour.\n"
+                    "Send the host through one with istio_egress_gateway, or leave the key out."
+                )
             known = merged.get(entry.host)
             merged[entry.host] = _merge(known, entry) if known else entry
     result = tuple(merged[host] for host in sorted(merged))
@@ -178,7 +190,7 @@ def expired(entries: Iterable[HostEntry], today: date) -> list[tuple[str, str]]:
 # -- one entry ----------------------------------------------------------------------------------------------------------------------
 
 
-_ENTRY_KEYS = frozenset({"host", "ports", "addresses", "resolution", "capture_port", *METADATA})
+_ENTRY_KEYS = frozenset({"host", "ports", "addresses", "resolution", "capture_port", "allow_from", "backend", *METADATA})
 
 
 def _as_mapping(item: Any) -> Mapping[str, Any]:
@@ -237,7 +249,8 @@ def _parse(item: Any) -> HostEntry:
         raise PolicyError(
             f"{given} has {len(addresses)} addresses; a ServiceEntry takes {MAX_HOSTS}.\nJoin them into larger CIDRs, or split the entry into two names."
         )
-    entry = HostEntry(host, ports, addresses, "", _metadata(given, item))
+    backend = _host(str(item["backend"])) if item.get("backend") else ""
+    entry = HostEntry(host, ports, addresses, "", _metadata(given, item), identities(given, item.get("allow_from")), backend)
     resolution = _resolution(given, entry, str(item.get("resolution") or "auto"), _truth(given, item.get("capture_port")), chosen)
     return replace(entry, resolution=resolution, chosen=tuple(chosen))
 
@@ -249,6 +262,25 @@ def _items(given: str, key: str, value: Any) -> list[Any]:
     if isinstance(value, str):
         return value.replace(",", " ").split()
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def identities(of: str, given: Any) -> tuple[str, ...]:
+    """``namespace`` or ``namespace/service-account`` of each caller, sorted. Raises PolicyError that names what they are given for."""
+    result = set()
+    for item in _items(of, "allow_from", given):
+        if isinstance(item, Mapping):
+            unknown = sorted(set(map(str, item)) - {"namespace", "service_account"})
+            if unknown or not item.get("namespace"):
+                wrong = f'the key "{unknown[0]}"' if unknown else "no namespace"
+                raise PolicyError(f"{of}: an item of allow_from has {wrong}.\nWrite {{namespace: demo, service_account: sleep}}, demo/sleep, or demo for all.")
+            item = "/".join(str(item[key]) for key in ("namespace", "service_account") if item.get(key))
+        namespace, slash, account = str(item).partition("/")
+        if not _LABEL.fullmatch(namespace) or (slash and not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", account)):
+            raise PolicyError(
+                f'{of}: "{_one_line(item)}" in allow_from is neither a namespace nor a service account.\nWrite demo, demo/sleep, or both keys of a dictionary.'
+            )
+        result.add(str(item))
+    return tuple(sorted(result))
 
 
 def _host(given: str) -> str:
@@ -408,8 +440,9 @@ def _merge(first: HostEntry, second: HostEntry) -> HostEntry:
             raise PolicyError(
                 f"{first.host} is listed twice, with port {port.number} as {protocols[port.number]} and as {port.protocol}.\nKeep one of the two."
             )
-    if first.resolution != second.resolution or first.addresses != second.addresses:
-        raise PolicyError(f"{first.host} is listed twice, with different addresses or resolutions.\nWrite one entry with all of its ports and addresses.")
+    for what in ("addresses", "resolution", "allow_from", "backend"):
+        if getattr(first, what) != getattr(second, what):
+            raise PolicyError(f"{first.host} is listed twice, with different {what}.\nWrite one entry with all of its ports and addresses.")
     chosen = tuple(dict.fromkeys((*first.chosen, *second.chosen)))
     return replace(
         first,

@@ -114,7 +114,8 @@ class Watcher:
                 return f"has mode {snapshot.mode or ' and '.join(sorted(snapshot.modes))}"
             missing = sorted(d for d in expected[proxy] if not snapshot.serves(d))
             left = sorted(d[:2] for d in wait.absent if d[:2] in snapshot.routes)
-            cold = sorted(wait.clusters - snapshot.clusters)
+            cold = sorted({*(wait.clusters - snapshot.clusters), *(snapshot.warming & {d[2] for d in wait.routes})})
+            cold += sorted(name for name, who in wait.guards if not snapshot.guards(name, who))
             stray = sorted(d[:2] for d in wait.routes if not _goes(snapshot, d, wait.gateways))
             left += sorted(d[:2] for d in wait.not_routes if d[2] in snapshot.routes.get(d[:2], ()))
             return "; ".join(
@@ -122,6 +123,15 @@ class Watcher:
             )
 
         return self.wait(there, test, excused, bool(wait.clusters or wait.gateways))
+
+    def shadow_denied(self, namespace: str, selector: tuple[tuple[str, str], ...]) -> int:
+        """How often the ready gateway proxies with these labels let through what an AuthorizationPolicy in dry run would have refused, since they started.
+
+        Envoy counts per filter, not per policy (``rbac...shadow_denied``; Istio puts ``istio_dry_run_deny_`` before the counters of denials).
+        """
+        proxies = [p for p in self.concerned((namespace,), gateways=True) if p.ready and all(p.labels.get(k) == v for k, v in selector)]
+        lines = [line for p in proxies for line in self._ask(p, "stats?filter=istio_dry_run_deny_shadow_denied").splitlines()]
+        return sum(int(line.rpartition(":")[2]) for line in lines if ":" in line)
 
     def draining(self, wait: Wait) -> list[Proxy]:
         """The sidecars that follow `wait` but still serve connections of a former configuration.

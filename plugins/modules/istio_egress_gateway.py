@@ -28,18 +28,68 @@ options:
     default: istio-system/istio-egressgateway
   hosts:
     description:
-      - Host entries, as in M(meshops.istio_egress.istio_egress_host). Exact hosts with HTTP, TLS and TCP ports; TCP needs C(addresses).
+      - Host entries, as in M(meshops.istio_egress.istio_egress_host), with HTTP, TLS and TCP ports; TCP needs C(addresses).
+      - A wildcard needs the key C(backend), the one host that serves all of it and that the gateway therefore can dial.
+      - The key C(allow_from) of an entry takes the place of the option of that name.
+      - The word V(everything) sends all that is not the mesh's own to the gateway, by top-level domain. HTTP on port 80 and TLS on port 443 are caught;
+        plain TCP, other ports and bare addresses are not, and stay refused by the mode C(REGISTRY_ONLY). The gateway lets out the hosts that are listed
+        (in the same task or others, for the same O(namespace) and O(gateway)), and the configuration of the clients does not grow with them.
       - Hosts that the policy sends through a gateway already are updated, the others are left as they are, unless O(purge=true).
     type: list
     elements: raw
+  export_to:
+    description:
+      - Namespaces of the clients. V(.) is O(namespace) itself, where the clients' objects are kept in any case; V(*) means all namespaces.
+    type: list
+    elements: str
+    default: ["."]
   hop:
     description:
       - How a request travels from the sidecar to the gateway. V(mutual_tls) is the mesh's own TLS, so that the gateway knows who calls; TLS of the
         workload travels inside it, untouched. V(plain) adds nothing to what the workload sends.
-      - V(auto) takes V(mutual_tls) for HTTP, where it costs nothing, and for TCP, where there is no other way, and V(plain) for TLS.
+      - V(auto) takes V(mutual_tls) for HTTP, where it costs nothing, for TCP, where there is no other way, and for all ports of a host that has
+        C(allow_from). It takes V(plain) for TLS.
     type: str
     choices: [auto, mutual_tls, plain]
     default: auto
+  tls:
+    description:
+      - Whether the gateway puts TLS around what workloads send as HTTP. V(simple) checks the host's certificate, V(mutual) also shows one of its own.
+      - Ports of a host that speak TLS already are passed through untouched.
+    type: str
+    choices: [none, simple, mutual]
+    default: none
+  credential:
+    description:
+      - Secret in the namespace of the gateway. With O(tls=simple) it has V(ca.crt), the CA of the host's certificate; without it the gateway takes the
+        CAs of its own image. With O(tls=mutual) it is required, and also has V(tls.crt) and V(tls.key).
+    type: str
+    default: ""
+  tls_port:
+    description:
+      - Port of the host to which the gateway speaks TLS.
+    type: int
+    default: 443
+  tls_verify:
+    description:
+      - Whether the certificate of the host is checked against CA and name.
+    type: bool
+    default: true
+  allow_from:
+    description:
+      - Who may use the hosts at the gateway, each a namespace (V(demo)), a service account (V(demo/sleep)), or a dictionary with C(namespace) and
+        C(service_account). Nobody else may, whatever namespace asks. Without it, everybody who is sent there may.
+      - Others get status 403 for HTTP, and a closed connection for TLS and TCP. It needs the hop V(mutual_tls), which V(auto) then takes.
+      - A change of it ends open TLS and TCP connections through this gateway, of other hosts too, after Istio's drain time of 45 seconds.
+    type: list
+    elements: raw
+    default: []
+  allow_from_mode:
+    description:
+      - With V(shadow), the gateway lets everybody through and counts whom it would have refused, see RV(shadow_denied). V(enforce) refuses.
+    type: str
+    choices: [enforce, shadow]
+    default: enforce
   policy:
     description:
       - Name that the objects carry in the label C(istio-egress.meshops.io/policy).
@@ -89,6 +139,38 @@ EXAMPLES = r"""
         ports: [tcp/5432]
         addresses: [203.0.113.10]
 
+- name: Send example.com through it as HTTP, and let the gateway put TLS around it
+  meshops.istio_egress.istio_egress_gateway:
+    namespace: demo
+    hosts:
+      - host: other.example.com
+        ports: [80]
+    tls: simple
+
+- name: Let one service account alone use the database
+  meshops.istio_egress.istio_egress_gateway:
+    namespace: demo
+    hosts:
+      - host: db.example.com
+        ports: [tcp/5432]
+        addresses: [203.0.113.10]
+        allow_from: [demo/sleep]
+
+- name: Send all subdomains to the one host that serves them
+  meshops.istio_egress.istio_egress_gateway:
+    namespace: demo
+    hosts:
+      - host: "*.wikipedia.org"
+        backend: www.wikipedia.org
+
+- name: Send everything to the gateway, which lets out two hosts
+  meshops.istio_egress.istio_egress_gateway:
+    namespace: demo
+    hosts:
+      - everything
+      - httpbin.org:80
+      - www.google.com
+
 - name: Let edition.cnn.com out directly again
   meshops.istio_egress.istio_egress_gateway:
     namespace: demo
@@ -108,6 +190,18 @@ hosts:
       ports: [http/80, tls/443]
       gateway: istio-system/istio-egressgateway
       hop: {http/80: mutual_tls, tls/443: plain}
+everything:
+  description: The default route, where there is one; hosts below these top-level domains go to the gateway.
+  returned: when the policy has one
+  type: dict
+  sample: {gateway: istio-system/istio-egressgateway, domains: [com, dev, io, net, org]}
+shadow_denied:
+  description:
+    - How many requests and connections the gateway's ready pods let through since they started although C(allow_from) says otherwise, by the
+      counters of their proxies. It is what V(enforce) would have refused.
+  returned: when O(allow_from_mode=shadow) and O(wait=true), outside check mode
+  type: int
+  sample: 3
 gateways:
   description: The gateways that the policy's hosts go or went through.
   returned: success
@@ -148,9 +242,13 @@ requests:
   sample: 24
 """
 
+from dataclasses import replace
+
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _gateway, _plan, _policy
 from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import converge
 from ansible_collections.meshops.istio_egress.plugins.module_utils._egress_gateways import find_gateways
+from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_credential import check_credentials
+from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_plan import plan_gateway
 from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS, EgressModule
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Watcher
 
@@ -158,7 +256,14 @@ OPTIONS = {
     "namespace": {"type": "str", "required": True},
     "gateway": {"type": "str", "default": "istio-system/istio-egressgateway"},
     "hosts": {"type": "list", "elements": "raw"},
+    "export_to": {"type": "list", "elements": "str", "default": ["."]},
     "hop": {"type": "str", "choices": ["auto", "mutual_tls", "plain"], "default": "auto"},
+    "tls": {"type": "str", "choices": ["none", "simple", "mutual"], "default": "none"},
+    "credential": {"type": "str", "default": ""},
+    "tls_port": {"type": "int", "default": 443},
+    "tls_verify": {"type": "bool", "default": True},
+    "allow_from": {"type": "list", "elements": "raw", "default": []},
+    "allow_from_mode": {"type": "str", "choices": ["enforce", "shadow"], "default": "enforce"},
     "policy": {"type": "str", "default": "default"},
     "purge": {"type": "bool", "default": False},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -174,26 +279,42 @@ def main() -> None:
         present = params["state"] == "present"
         _policy.check_something_to_remove(params)
         policy = _policy.policy_name(params["policy"])
-        listed = _policy.parse_hosts(params["hosts"] or []) if present else ()
-        removed = () if present else _policy.parse_names(params["hosts"] or [])
+        everything, hosts = _gateway.split_everything(params["hosts"] or [])
+        listed = _routes(params, hosts) if present else []
+        removed = () if present else _policy.parse_names(hosts)
+        asked = _gateway.DefaultRoute(namespace, policy, params["gateway"], _gateway.DOMAINS, _policy.export_to(params["export_to"]))
         cluster = module.cluster()
         watcher = Watcher(cluster, params["wait_timeout"], params["istio_namespace"]) if params["wait"] and not module.check_mode else None
         seen: dict = {}
 
         def make_plan() -> _plan.Plan:
             live = {kind: cluster.list(kind) for kind in _gateway.KINDS}
-            before = _gateway.read_routes(live["ServiceEntry"])
-            through = {r.gateway for r in before if (r.namespace, r.policy) == (namespace, policy)}
+            routes, defaults = _gateway.read_routes(live["ServiceEntry"]), _gateway.read_defaults(live["VirtualService"])
+            wanted = _gateway.wanted_routes(listed, removed, params["purge"], routes, namespace, policy)
+            without = params["purge"] or (everything and not present)
+            default = _gateway.wanted_default(asked if everything and present else None, without, defaults, wanted, namespace, policy)
+            _gateway.check(wanted, [r for r in routes if (r.namespace, r.policy) != (namespace, policy)])
+            through = {r.gateway for r in (*routes, *defaults) if (r.namespace, r.policy) == (namespace, policy)}
             gateways = find_gateways(cluster, through | ({params["gateway"]} if present else set()), required=params["gateway"] if present else None)
-            target = gateways.get(params["gateway"])
-            wanted = _gateway.wanted_routes(listed, removed, params["purge"], before, namespace, policy, target, params["hop"])
-            _gateway.check(wanted)
-            seen.update(wanted=wanted, gateways=gateways)
-            return _gateway.plan_gateway(wanted, live, namespace, policy, gateways)
+            seen.update(wanted=wanted, gateways=gateways, default=default, warnings=check_credentials(cluster, listed))
+            return plan_gateway(wanted, default, live, namespace, policy, gateways)
 
         plan, outcome = converge(make_plan, cluster, module.check_mode, watcher.follow if watcher else None)
-        result = _gateway.describe(seen["wanted"], seen["gateways"])
+        module.warn_all(seen["warnings"])
+        result = _gateway.describe(seen["wanted"], seen["gateways"], seen["default"])
+        if watcher and present and params["allow_from_mode"] == "shadow":
+            gateway = seen["gateways"][params["gateway"]]
+            result["shadow_denied"] = watcher.shadow_denied(gateway.namespace, gateway.selector)
         module.finish(plan, outcome, **result, **module.followed(watcher))
+
+
+def _routes(params: dict, hosts: list) -> list[_gateway.Route]:
+    """The hosts of the task as routes; what the task says of all of them is completed by what an entry says of itself."""
+    tls = _gateway.Origination(params["tls"], params["credential"], params["tls_port"], params["tls_verify"]) if params["tls"] != "none" else None
+    who = _policy.identities("all hosts", params["allow_from"])
+    place = params["namespace"], _policy.policy_name(params["policy"]), params["gateway"], params["hop"], _policy.export_to(params["export_to"])
+    entries = [replace(e, allow_from=e.allow_from or who) for e in _policy.parse_hosts(hosts, at_gateway=True)]
+    return [_gateway.Route(entry, *place, tls, bool(entry.allow_from) and params["allow_from_mode"] == "shadow") for entry in entries]
 
 
 if __name__ == "__main__":

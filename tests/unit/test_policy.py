@@ -149,9 +149,9 @@ def test_metadata_of_entries_of_one_host_is_joined():
     ("entries", "what"),
     [
         (["a.example.com:tls/8000", "a.example.com:http/8000"], "a.example.com is listed twice, with port 8000 as TLS and as HTTP"),
-        (["a.example.com", {"host": "a.example.com", "resolution": "none"}], "a.example.com is listed twice, with different addresses or resolutions"),
+        (["a.example.com", {"host": "a.example.com", "resolution": "none"}], "a.example.com is listed twice, with different resolution"),
         ([{"host": f"{n}.example.com", "ports": ["tcp/1"], "capture_port": True} for n in "ab"], "a.example.com and b.example.com both capture TCP port 1"),
-        ([{"host": "a.example.com", "addresses": [f"192.0.2.{n}"]} for n in (1, 2)], "a.example.com is listed twice, with different addresses or resolutions"),
+        ([{"host": "a.example.com", "addresses": [f"192.0.2.{n}"]} for n in (1, 2)], "a.example.com is listed twice, with different addresses"),
     ],
     ids=str,
 )
