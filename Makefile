@@ -15,7 +15,7 @@ MESH := tests/cluster/mesh
 in_tree = export ANSIBLE_COLLECTIONS_PATH="$$(python tests/tooling/tree.py)";
 on_mesh = $(in_tree) $(if $(USER_CLUSTER),,export KUBECONFIG="$$($(MESH) kubeconfig)";)
 
-.PHONY: help setup demo test lint unit sanity api mesh mesh-up molecule matrix bench clean
+.PHONY: help setup demo test lint unit sanity api mesh mesh-up molecule docs matrix bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -56,6 +56,9 @@ endif
 
 molecule: setup mesh-up ## one scenario per role against real proxies (make molecule MOLECULE="test -s egress_host" for one)
 	@$(on_mesh) molecule $(or $(MOLECULE),test --all)
+
+docs: setup ## the site of the documentation, below tests/output (about 15 s)
+	@$(in_tree) python tests/tooling/docs.py
 
 matrix: setup ## unit tests and sanity on each supported Python, kubernetes client and ansible-core found here (about 20 min)
 	@python tests/tooling/matrix.py
