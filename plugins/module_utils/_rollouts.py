@@ -63,7 +63,7 @@ class Onlooker:
                 return round(time.monotonic() - start, 2)
             if time.monotonic() - start + PAUSE > self._timeout:
                 raise RolloutError(
-                    f"{step.workload} in namespace {namespace} was not rolled out within {self._timeout:.0f} s: {_why(workload, pods) or missing}.\n"
+                    f"{step.workload} in namespace {namespace} was not rolled out within {self._timeout:.0f} s: {_why(workload, pods) or missing or "pods without the ranges"}.\n"
                     "What was written stays, the pods of before go on. Mend it (kubectl describe pods), or take it back with state=absent.",
                     {"proxies": self.proxies, "verified": False},
                 )
@@ -142,9 +142,11 @@ def unfinished(workload: Mapping[str, Any]) -> str:
         old = status.get("replicas", 0) - new
     if workload["kind"] == "StatefulSet" and wanted and status.get("currentRevision") == status.get("updateRevision"):
         new, old = status.get("replicas", 0), 0  # a finished StatefulSet counts no updated replicas in some releases
-    if new < wanted or ready < wanted:
-        return f"{min(new, ready)} of {wanted} new pods are ready"
-    return f"{old} pods of before are still there" if old > 0 else ""
+    if new < wanted:
+        return f"{new} of {wanted} new pods are there"
+    if old > 0:
+        return f"the new pods are not all ready, {old} of before go on"
+    return f"{ready} of {wanted} pods are ready" if ready < wanted else ""
 
 
 def by_hand(workload: Mapping[str, Any]) -> str:
@@ -163,11 +165,12 @@ def _why(workload: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> str:
     reasons = [c.get("message") or c["reason"] for c in (workload.get("status") or {}).get("conditions") or () if c["type"] == "ReplicaFailure"]
     for pod in pods:
         status = pod.get("status") or {}
+        reasons += [c["message"] for c in status.get("conditions") or () if c["type"] == "PodScheduled" and c["status"] == "False" and c.get("message")]
         for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
             waiting = (container.get("state") or {}).get("waiting") or {}
             if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
                 reasons.append(f"container {container['name']} of {pod['metadata']['name']}: {waiting['reason']}")
-    return "; ".join(reasons[:2])
+    return "; ".join(reason.rstrip(".") for reason in reasons[:2])
 
 
 def _name(pod: Mapping[str, Any]) -> str:
