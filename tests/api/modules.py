@@ -34,9 +34,13 @@ PACKAGE = "ansible_collections.meshops.istio_egress.plugins.modules"
 WRITES = ("create", "update", "patch", "delete", "deletecollection")
 LONGEST_CALL = 60
 PLURALS = {
-    "v1": {"Namespace": "namespaces", "ConfigMap": "configmaps", "ServiceAccount": "serviceaccounts", "Pod": "pods"},
-    "apps/v1": {"Deployment": "deployments"},
-    "networking.istio.io/v1": {"ServiceEntry": "serviceentries", "Sidecar": "sidecars"},
+    "v1": {"Namespace": "namespaces", "ConfigMap": "configmaps", "ServiceAccount": "serviceaccounts", "Pod": "pods", "Secret": "secrets", "Service": "services"},
+    "apps/v1": {"Deployment": "deployments", "StatefulSet": "statefulsets", "DaemonSet": "daemonsets"},
+    "networking.istio.io/v1": {
+        "ServiceEntry": "serviceentries", "Sidecar": "sidecars",
+        "Gateway": "gateways", "DestinationRule": "destinationrules", "VirtualService": "virtualservices",
+    },
+    "security.istio.io/v1": {"AuthorizationPolicy": "authorizationpolicies"},
     "rbac.authorization.k8s.io/v1": {"ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings", "RoleBinding": "rolebindings"},
     "flowcontrol.apiserver.k8s.io/v1": {"FlowSchema": "flowschemas"},
     "admissionregistration.k8s.io/v1": {
