@@ -14,7 +14,7 @@ import yaml
 
 from api.modules import Account, Object
 
-MODE, HOST = "istio_outbound_mode", "istio_egress_host"
+MODE, HOST, BYPASS = "istio_outbound_mode", "istio_egress_host", "istio_egress_bypass"
 
 SOME = {"hosts": ["a.nowrites.test", {"host": "b.nowrites.test", "ports": [80, 443], "owner": "web", "ticket": "NET-1"}, "*.wild.test"]}
 ODD = {
@@ -27,6 +27,8 @@ ODD = {
     ],
 }
 CLOSED = {"mode": "REGISTRY_ONLY", "scoped": True}
+AROUND = {"exclude": ["192.0.2.0/24"], "wait": False}  # no pod runs here that could be waited for
+INJECTOR = '{\n  "global": {\n    "proxy": {\n      "excludeIPRanges": "",\n      "includeIPRanges": "*"\n    }\n  }\n}'
 MESH = "# by hand\r\naccessLogFile: /dev/stdout\r\noutboundTrafficPolicy: {}  # closed\r\n"
 
 
@@ -45,6 +47,14 @@ FOREIGN_SIDECAR = {
     "apiVersion": "networking.istio.io/v1", "kind": "Sidecar", "metadata": {"name": "theirs", "labels": {"app.kubernetes.io/managed-by": "Helm"}},
     "spec": {"egress": [{"hosts": ["./*"]}], "outboundTrafficPolicy": {"mode": "ALLOW_ANY"}},
 }  # fmt: skip
+FOREIGN_DEPLOYMENT = {
+    "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "annotations": {"meta.helm.sh/release-name": "shop"}},
+    "spec": {
+        "selector": {"matchLabels": {"app": "web"}},
+        "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "web", "image": "web"}]}},
+    },
+}  # fmt: skip
+AROUND_WEB = {**AROUND, "workload": "web", "scoped": True}
 
 CASES = {
     "hosts, create": Case(HOST, SOME, actions=("create", "create", "create")),
@@ -63,6 +73,12 @@ CASES = {
     "namespace, update": Case(MODE, {"mode": "ALLOW_ANY", "scoped": True}, ((MODE, CLOSED),), ("update",)),
     "namespace, back": Case(MODE, {"state": "absent", "scoped": True}, ((MODE, CLOSED),), ("delete",)),
     "their Sidecar, set": Case(MODE, CLOSED, (), ("update",), (FOREIGN_SIDECAR,)),
+    "ranges of the mesh, set": Case(BYPASS, AROUND, actions=("update",)),
+    "ranges of the mesh, back": Case(BYPASS, {"state": "absent", "wait": False}, ((BYPASS, AROUND),), ("update",)),
+    "their workload's ranges, set": Case(BYPASS, AROUND_WEB, (), ("update",), (FOREIGN_DEPLOYMENT,)),
+    "their workload's ranges, back": Case(
+        BYPASS, {**AROUND_WEB, "exclude": None, "state": "absent"}, ((BYPASS, AROUND_WEB),), ("update",), (FOREIGN_DEPLOYMENT,)
+    ),
     "their Sidecar, back": Case(MODE, {"state": "absent", "scoped": True}, ((MODE, CLOSED),), ("update",), (FOREIGN_SIDECAR,)),
 }
 
@@ -77,7 +93,8 @@ def account(kubeconfig: str) -> Iterator[Account]:
 def place(account: Account) -> str:
     """A namespace that is both the clients' and the control plane's."""
     namespace = account.namespace("nowrites")
-    account.server.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "istio", "namespace": namespace}, "data": {"mesh": MESH}})
+    for name, data in (("istio", {"mesh": MESH}), ("istio-sidecar-injector", {"values": INJECTOR})):
+        account.server.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": namespace}, "data": data})
     return namespace
 
 
@@ -133,6 +150,7 @@ def test_reading_the_mode_writes_nothing(account: Account, place: str) -> None:
 def test_taking_back_what_was_never_set_writes_nothing(account: Account, place: str) -> None:
     for module, arguments in [
         (MODE, {"istio_namespace": place}), (MODE, {"istio_namespace": place, "namespace": place}),
+        (BYPASS, {"istio_namespace": place, "wait": False}),
         (HOST, {"namespace": place, "hosts": ["a.nowrites.test"]}), (HOST, {"namespace": place, "purge": True}),
     ]:  # fmt: skip
         result = account.run(module, state="absent", **arguments)
@@ -161,6 +179,6 @@ def plain(key: str, obj: Object | None) -> Object | None:
     if obj is None:
         return None
     noise = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp")
-    api = "v1" if key.startswith("ConfigMap") else "networking.istio.io/v1"
+    api = {"ConfigMap": "v1", "Deployment": "apps/v1"}.get(key.split("/")[0], "networking.istio.io/v1")
     metadata = {k: v for k, v in obj["metadata"].items() if k not in noise}
     return {"apiVersion": api, "kind": key.split("/")[0], **{k: v for k, v in obj.items() if k not in ("status", "apiVersion", "kind")}, "metadata": metadata}
