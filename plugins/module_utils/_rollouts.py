@@ -62,8 +62,9 @@ class Onlooker:
                 self.warnings.append(f"{step.workload} in namespace {namespace} {never}.")
                 return round(time.monotonic() - start, 2)
             if time.monotonic() - start + PAUSE > self._timeout:
+                reason = why(workload, pods) or missing or "pods without the ranges"
                 raise RolloutError(
-                    f"{step.workload} in namespace {namespace} was not rolled out within {self._timeout:.0f} s: {_why(workload, pods) or missing or "pods without the ranges"}.\n"
+                    f"{step.workload} in namespace {namespace} was not rolled out within {self._timeout:.0f} s: {reason}.\n"
                     "What was written stays, the pods of before go on. Mend it (kubectl describe pods), or take it back with state=absent.",
                     {"proxies": self.proxies, "verified": False},
                 )
@@ -160,7 +161,7 @@ def by_hand(workload: Mapping[str, Any]) -> str:
     return f"has partition {partition}, so that pods below that number keep what they have" if partition else ""
 
 
-def _why(workload: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> str:
+def why(workload: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> str:
     """What the workload or the containers of its pods say about why they are not ready."""
     reasons = [c.get("message") or c["reason"] for c in (workload.get("status") or {}).get("conditions") or () if c["type"] == "ReplicaFailure"]
     for pod in pods:
