@@ -14,6 +14,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster impo
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway import HTTP_PORT, TLS_PORT, Gateway, GatewayError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Wait
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import CONTAINER, Proxy, routers
+from ansible_collections.meshops.istio_egress.plugins.module_utils._rollouts import unfinished, why
 
 PAUSE = 0.5
 """Seconds between two looks at a gateway that does not serve yet."""
@@ -130,14 +131,19 @@ class ServiceWatcher:
         pods = _pods_behind(self._cluster, namespace, service["spec"].get("selector") or {})
         proxies = routers(pods)
         self._see(proxies)
+        ready = {p.pod for p in proxies if p.ready}
         if _gateway_workload.is_ours(service):
             _check_injected(pods, namespace)
-            rollout = _rollout(self._cluster.get("Deployment", namespace, name), pods)
-            if rollout:
-                return rollout
-        ready = {p.pod for p in proxies if p.ready}
-        if not ready or (_gateway_workload.is_ours(service) and len(ready) < len(proxies)):
-            return f"{len(ready)} of {len(proxies)} proxies are ready"
+            deployment = self._cluster.get("Deployment", namespace, name)
+            if deployment is None:
+                return "its Deployment is gone"
+            missing, wanted = unfinished(deployment), deployment["spec"].get("replicas", 1)
+            if missing:
+                return f"{missing} ({reason})" if (reason := why(deployment, pods)) else missing
+            if len(proxies) != wanted or len(ready) != wanted:
+                return f"{len(ready)} of {len(proxies)} proxies are ready, and {wanted} shall be"
+        if not ready:
+            return f"none of {len(proxies)} proxies is ready"
         slices = self._cluster.list("EndpointSlice", namespace, labels=f"kubernetes.io/service-name={name}")
         served = {(e.get("targetRef") or {}).get("name") for s in slices for e in s.get("endpoints") or () if (e.get("conditions") or {}).get("ready", True)}
         return "" if ready <= served else f"the Service does not lead to {', '.join(sorted(ready - served))} yet"
@@ -155,21 +161,3 @@ def _check_injected(pods: Iterable[Mapping[str, Any]], namespace: str) -> None:
                 f"Pod {namespace}/{pod['metadata']['name']} got no proxy: no injector of Istio cares for namespace {namespace} with this revision.\n"
                 "Set revision to one that is installed, or take the label istio-injection=disabled off the namespace, then run the task again."
             )
-
-
-def _rollout(deployment: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]]) -> str:
-    """Why a rollout is not done yet, with what the Deployment or its pods give as the reason; empty when it is."""
-    if deployment is None:
-        return "its Deployment is gone"
-    status, wanted = deployment.get("status") or {}, deployment["spec"].get("replicas", 1)
-    counts = [status.get(key, 0) for key in ("replicas", "updatedReplicas", "availableReplicas")]
-    if status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0) and counts == [wanted] * 3:
-        return ""
-    reasons = [c["message"] for c in status.get("conditions") or () if c["type"] == "ReplicaFailure"]
-    for pod in pods:
-        now = pod.get("status") or {}
-        waiting = [(s.get("state") or {}).get("waiting") or {} for s in now.get("containerStatuses") or ()]
-        reasons += [w["reason"] for w in waiting if w.get("reason") not in (None, "ContainerCreating", "PodInitializing")]
-        reasons += [c.get("message", "") for c in now.get("conditions") or () if c["type"] == "PodScheduled" and c["status"] == "False"]
-    seen = "; ".join(dict.fromkeys(r for r in reasons if r))
-    return f"{status.get('updatedReplicas', 0)} of {wanted} pods are new, {status.get('availableReplicas', 0)} available" + (f" ({seen})" if seen else "")
