@@ -40,6 +40,7 @@ NODE_PACKAGES = {
     "nginx-light": "/usr/sbin/nginx",
     "libnginx-mod-http-js": "/usr/lib/nginx/modules/ngx_http_js_module.so",
     "dnsmasq-base": "/usr/sbin/dnsmasq",
+    "tinyproxy-bin": "/usr/bin/tinyproxy",
 }
 
 

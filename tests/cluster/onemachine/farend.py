@@ -1,4 +1,4 @@
-"""The far end, "the internet": web servers, TCP echo, DNS and image registry in the network `far` of the machine, for the hosts that tests choose.
+"""The far end, "the internet": web servers, TCP echo, a proxy, DNS and image registry in the network `far` of the machine, for the hosts that tests choose.
 
 Every host has an address of its own, so that a TCP host can be told apart and a host can refuse alone. To be run on the machine, but for
 `queries`, `requests` and `hosts`, which only read.
@@ -34,10 +34,12 @@ DEFAULT_HOSTS = {
     "de.wikipedia.org": "203.0.113.15",
     "www.wikipedia.org": "203.0.113.16",
     "www.cnn.com": "203.0.113.17",
+    "proxy.example.com": "203.0.113.18",
 }
 DEFAULT_FAULTS = {"edition.cnn.com": {"redirect": "/politics"}}
 FAULTS = ("delay", "status", "redirect", "reset", "refuse", "drop")
 ECHO_PORTS = (9000, 5432)
+PROXY_HOST, PROXY_PORT = "proxy.example.com", 3128
 FIRST_FREE = "203.0.113.20"
 HOSTS_PER_CERTIFICATE = 50  # a certificate with hundreds of names makes every handshake slow
 _HOST = re.compile(r"(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}")
@@ -64,6 +66,7 @@ def start(run: Run) -> list[Component]:
         Component(run, "farend-web", "nginx", "-p", run.far, "-e", run.log / "farend-error.log", "-c", run.far / "nginx.conf", far=True),
         _start_dns(run),
         Component(run, "farend-echo", sys.executable, ENTRY, "--name", run.name, "on-machine", "echo", far=True),
+        _start_proxy(run),
     ]
     wait_for("the far end's DNS", lambda: "started" in _dns_log(run), parts)
     return parts
@@ -88,6 +91,15 @@ def _start_dns(run: Run) -> Component:
         f"--addn-hosts={run.far}/hosts",
         far=True,
     )
+
+
+def _start_proxy(run: Run) -> Component:
+    """An HTTP proxy (CONNECT and plain), whose requests come from the address of its host. It looks names up with the far end's DNS."""
+    options = {"Port": PROXY_PORT, "Bind": DEFAULT_HOSTS[PROXY_HOST], "Timeout": 600, "MaxClients": 1000, "LogFile": f'"{run.log}/farend-proxy.log"'}
+    (run.far / "resolv.conf").write_text(f"nameserver {LINK_FAR}\n")
+    (run.far / "proxy.conf").write_text("".join(f"{key} {value}\n" for key, value in options.items()))
+    script = f"mount --bind {run.far}/resolv.conf /etc/resolv.conf && exec tinyproxy -d -c {run.far}/proxy.conf"
+    return Component(run, "farend-proxy", "unshare", "--mount", "sh", "-c", script, far=True)
 
 
 def change(run: Run, wanted: dict) -> None:
