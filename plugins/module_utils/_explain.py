@@ -396,7 +396,9 @@ class _Walker:
         return self.entry(namespace, host or parts[3], int(parts[1]))
 
     def entry(self, namespace: str, host: str, port: int) -> str:
-        found = [e for e in self.world.of("ServiceEntry") if e["metadata"]["namespace"] == namespace and host in (e["spec"].get("hosts") or ())]
+        """The ServiceEntry (or Service) of a host; pilot leaves no namespace at clusters of DYNAMIC_DNS, which are the visible entry's then."""
+        found = [e for e in self.world.of("ServiceEntry") if host in (e["spec"].get("hosts") or ())]
+        found = [e for e in found if (e["metadata"]["namespace"] == namespace if namespace else exported(e, self.namespace))]
         found.sort(key=lambda e: not any(p["number"] == port for p in e["spec"].get("ports") or ()))
         if found:
             return f"ServiceEntry {_name(found[0])}"
