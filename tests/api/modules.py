@@ -34,14 +34,21 @@ PACKAGE = "ansible_collections.meshops.istio_egress.plugins.modules"
 WRITES = ("create", "update", "patch", "delete", "deletecollection")
 LONGEST_CALL = 60
 PLURALS = {
-    "v1": {"Namespace": "namespaces", "ConfigMap": "configmaps", "ServiceAccount": "serviceaccounts", "Pod": "pods", "Secret": "secrets", "Service": "services"},
+    "v1": {
+        "Namespace": "namespaces", "ConfigMap": "configmaps", "Secret": "secrets", "ServiceAccount": "serviceaccounts",
+        "Pod": "pods", "Service": "services",
+    },
     "apps/v1": {"Deployment": "deployments", "StatefulSet": "statefulsets", "DaemonSet": "daemonsets"},
     "networking.istio.io/v1": {
         "ServiceEntry": "serviceentries", "Sidecar": "sidecars",
         "Gateway": "gateways", "DestinationRule": "destinationrules", "VirtualService": "virtualservices",
     },
     "security.istio.io/v1": {"AuthorizationPolicy": "authorizationpolicies"},
-    "rbac.authorization.k8s.io/v1": {"ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings", "RoleBinding": "rolebindings"},
+    "rbac.authorization.k8s.io/v1": {
+        "ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings", "Role": "roles", "RoleBinding": "rolebindings",
+    },
+    "policy/v1": {"PodDisruptionBudget": "poddisruptionbudgets"},
+    "autoscaling/v2": {"HorizontalPodAutoscaler": "horizontalpodautoscalers"},
     "flowcontrol.apiserver.k8s.io/v1": {"FlowSchema": "flowschemas"},
     "admissionregistration.k8s.io/v1": {
         "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
