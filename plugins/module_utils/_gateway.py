@@ -247,6 +247,11 @@ def _check_origination(route: Route) -> None:
         )
     if entry.is_wildcard:
         raise GatewayError(f"{entry.host}: TLS cannot be put around a wildcard, since its certificate has another name for each host.\nList the hosts.")
+    if tls.credential and not tls.verify:
+        raise GatewayError(
+            f"{entry.host}: Istio takes no credential where the certificate of the host is not verified (istiod refuses both together).\n"
+            "Leave tls_verify true, with the CA of the host in the Secret; or use tls simple without credential."
+        )
     if tls.mode == "mutual" and not tls.credential:
         raise GatewayError(
             f"{entry.host}: tls mutual needs a client certificate.\nSet credential to a Secret with tls.crt, tls.key and ca.crt in the gateway's namespace."
@@ -257,9 +262,10 @@ def _check_together(route: Route, other: Route) -> None:
     if (other.gateway, other.entry.host) != (route.gateway, route.entry.host) or other == route:
         return
     whose = f'policy "{other.policy}" of namespace {other.namespace}'
-    if other.origination and route.origination and other.origination != route.origination:
+    if other.origination != route.origination and all(any(p.protocol in HTTP_PROTOCOLS for p in r.entry.ports) for r in (route, other)):
         raise GatewayError(
-            f"{route.entry.host} goes through {route.gateway} for {whose}, too, with other settings of TLS.\nAgree on tls, credential and tls_port."
+            f"{route.entry.host} goes through {route.gateway} for {whose}, too, with tls {other.origination.mode if other.origination else 'none'}; "
+            "a gateway has one way to a host.\nAgree on tls, credential, tls_port and tls_verify, or use another gateway."
         )
     plain = [r for r in (route, other) if any(r.hop_of(p) == PLAIN for p in r.entry.ports)]
     if plain and (route.entry.allow_from or other.entry.allow_from):

@@ -130,7 +130,7 @@ class Watcher:
         Envoy counts per filter, not per policy (``rbac...shadow_denied``; Istio puts ``istio_dry_run_deny_`` before the counters of denials).
         """
         proxies = [p for p in self.concerned((namespace,), gateways=True) if p.ready and all(p.labels.get(k) == v for k, v in selector)]
-        lines = [line for p in proxies for line in self._ask(p, "stats?filter=istio_dry_run_deny_shadow_denied").splitlines()]
+        lines = [line for p in proxies for line in self._ask(p, "stats?filter=istio_dry_run_deny_.shadow_denied").splitlines()]
         return sum(int(line.rpartition(":")[2]) for line in lines if ":" in line)
 
     def draining(self, wait: Wait) -> list[Proxy]:

@@ -73,14 +73,18 @@ options:
   tls_verify:
     description:
       - Whether the certificate of the host is checked against CA and name.
+      - V(false) cannot be combined with O(credential), which Istio refuses.
     type: bool
     default: true
   allow_from:
     description:
       - Who may use the hosts at the gateway, each a namespace (V(demo)), a service account (V(demo/sleep)), or a dictionary with C(namespace) and
         C(service_account). Nobody else may, whatever namespace asks. Without it, everybody who is sent there may.
-      - Others get status 403 for HTTP, and a closed connection for TLS and TCP. It needs the hop V(mutual_tls), which V(auto) then takes.
-      - A change of it ends open TLS and TCP connections through this gateway, of other hosts too, after Istio's drain time of 45 seconds.
+      - Others get status 403 for HTTP, and a closed connection for TLS and TCP. The gateway looks at a TCP caller when its first bytes arrive, so what
+        a server says before that, such as the greeting of a mail server, is heard by everybody. It needs the hop V(mutual_tls), which V(auto) then takes.
+      - A new host is guarded before anybody is sent there. For a host that goes through the gateway already, connections that are open keep what they
+        had, HTTP until their next answer, TLS and TCP until Istio's drain time of 45 seconds is over.
+      - A change of it ends open TLS and TCP connections through this gateway, of other hosts too, after that drain time.
     type: list
     elements: raw
     default: []

@@ -70,6 +70,11 @@ class Workload:
         _code, out, _err = self.cluster.exec(self.namespace, self.pod, "sleep", ["curl", "-s", "-m", "1", f"telnet://{address}:{port}"])
         return json.loads(out) if out.strip() else None
 
+    def echoed(self, address: str, port: int) -> bool:
+        """Whether the far end's TCP echo sends back what it is sent. It speaks first, and is heard until a proxy looks at the caller's first bytes."""
+        script = f"(echo there; sleep 1) | curl -s -m 3 telnet://{address}:{port}"
+        return "there" in self.cluster.exec(self.namespace, self.pod, "sleep", ["sh", "-c", script])[1]
+
 
 @pytest.fixture(scope="session")
 def kubeconfig() -> Path:

@@ -21,7 +21,10 @@ function certificate(r) {
 
 function seen(r) {
     const v = r.variables;
-    return {host: v.host, scheme: v.scheme, client: v.remote_addr, sni: v.ssl_server_name || '', port: v.server_port, address: v.server_addr};
+    return {
+        host: v.host, scheme: v.scheme, client: v.remote_addr, sni: v.ssl_server_name || '', port: v.server_port, address: v.server_addr,
+        certificate: v.ssl_client_s_dn || '',
+    };
 }
 
 function say(r, fault) {
