@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _values
+from ansible_collections.meshops.istio_egress.plugins.module_utils._control_plane import DEFAULT_REVISION, INJECTOR
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Object, annotate, at_version
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait
@@ -206,7 +207,7 @@ class Rollout(Wait):
 
 @dataclass(frozen=True)
 class Injection(Wait):
-    """New pods get the settings."""
+    """New pods get the settings from the injector of `revision`."""
 
     settings: tuple[tuple[str, str | None], ...] = ()
 
@@ -251,7 +252,8 @@ def plan_mesh(config_map: Object, given: Mapping[str, str] | None) -> Plan:
     changed["data"]["values"] = after
     operations = [{"op": "replace", "path": "/data/values", "value": after}] if after != text else []
     operations += annotate(changed, {BEFORE_ANNOTATION: record})
-    wait = Injection((), settings=tuple(of_values(changed).items()))
+    revision = config_map["metadata"]["name"].removeprefix(INJECTOR).removeprefix("-") or DEFAULT_REVISION
+    wait = Injection((), revision=revision, settings=tuple(of_values(changed).items()))
     if not operations:
         return Plan((wait,))
     note = f"{_moves(of_values(config_map), of_values(changed))} for new pods"

@@ -19,6 +19,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._errors impor
 
 MESH_KEY, VALUES_KEY = "mesh", "values"
 DEFAULT_REVISION = "default"
+INJECTOR = "istio-sidecar-injector"
 REVISION_LABEL = "istio.io/rev"
 
 
@@ -42,7 +43,7 @@ def mesh_config_map(cluster: Cluster, istio_namespace: str, revision: str) -> di
 
 def injector_config_map(cluster: Cluster, istio_namespace: str, revision: str) -> dict[str, Any]:
     """The ConfigMap of what new sidecars get: ``istio-sidecar-injector``, or with the revision behind it. Raises ControlPlaneError as above."""
-    return _config_map(cluster, istio_namespace, revision, "istio-sidecar-injector", VALUES_KEY, "injector config")
+    return _config_map(cluster, istio_namespace, revision, INJECTOR, VALUES_KEY, "injector config")
 
 
 def _config_map(cluster: Cluster, istio_namespace: str, revision: str, base: str, key: str, what: str) -> dict[str, Any]:

@@ -30,8 +30,8 @@ class RolloutError(EgressError):
 class Onlooker:
     """Waits for rollouts and for the injector, and keeps what it saw for the module's result."""
 
-    def __init__(self, cluster: Cluster, timeout: float, istio_namespace: str, revision: str) -> None:
-        self._cluster, self._timeout, self._istio_namespace, self._revision = cluster, timeout, istio_namespace, revision
+    def __init__(self, cluster: Cluster, timeout: float, istio_namespace: str) -> None:
+        self._cluster, self._timeout, self._istio_namespace = cluster, timeout, istio_namespace
         self.warnings: list[str] = []
         self.verified = False
         self.proxies: dict[str, Any] = {"total": 0, "looked_at": 0, "following": 0, "pending": []}
@@ -75,7 +75,7 @@ class Onlooker:
     def _injection(self, step: Injection) -> float:
         """Asks the API server to try the creation of a pod (dry run), until the injector gives it the settings."""
         start, settings = time.monotonic(), dict(step.settings)
-        revision = {} if self._revision == DEFAULT_REVISION else {REVISION_LABEL: self._revision}
+        revision = {} if step.revision == DEFAULT_REVISION else {REVISION_LABEL: step.revision}
         trial = {
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": "istio-egress-trial", "namespace": self._istio_namespace, "labels": {"sidecar.istio.io/inject": "true", **revision}},
@@ -103,7 +103,7 @@ class Onlooker:
             time.sleep(PAUSE)
         try:
             pods = self._cluster.list("Pod")
-            concerned = {str(proxy) for proxy in sidecars(pods) if proxy.revision in ("", self._revision)}
+            concerned = {str(proxy) for proxy in sidecars(pods) if proxy.revision in ("", step.revision)}
             self._report([p for p in pods if _name(p) in concerned], settings)
         except ClusterError as error:
             if error.status != 403:
