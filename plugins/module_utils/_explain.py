@@ -86,6 +86,11 @@ class Explanation:
     def allowed(self) -> bool:
         return self.verdict == "allowed"
 
+    @property
+    def passes(self) -> bool:
+        """Let out as an undeclared host."""
+        return self.cluster in (_path.PASSTHROUGH, _path.DYNAMIC_ANY)
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "verdict": self.verdict,

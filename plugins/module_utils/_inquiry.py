@@ -80,6 +80,15 @@ class Inquiry:
                 return _explain.Neighbour(pod, self.configuration(pod) if routers([pod]) else None)
         return None
 
+    def gateway_addresses(self) -> dict[str, str]:
+        """The gateway pods (namespace/pod) that were met so far, by address."""
+        found = {}
+        for pods in self._pods.values():
+            for pod in pods:
+                if (pod.get("status") or {}).get("podIP") and routers([pod]):
+                    found[pod["status"]["podIP"]] = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+        return found
+
     def resolve(self, pod: Mapping[str, Any], container: str, host: str) -> list[str] | None:
         """The addresses of a name as the container has it, IPv4 first; empty when it has none, None when nothing there can tell.
 

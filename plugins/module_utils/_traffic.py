@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,24 +38,31 @@ class TrafficError(EgressError):
 
 @dataclass(frozen=True)
 class Request:
-    """One request to make. `expect` is ``allowed``, ``blocked`` or None."""
+    """One request to make. `expect` is ``allowed``, ``blocked`` or None; `via` is ``direct``, ``gateway`` or None, and asks for ``allowed``.
+
+    `at` is another host, whose address is dialled; `rule` says what a derived request proves.
+    """
 
     url: str
     scheme: str
     host: str
     port: int
     expect: str | None = None
+    via: str | None = None
+    at: str = ""
+    rule: str = ""
 
 
 _PORTS = {"http": 80, "https": 443, "tcp": None}
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]+")
 EXPECTATIONS = ("allowed", "blocked")
+WAYS = ("direct", "gateway")
 
 
 def parse_requests(items: Iterable[Any]) -> tuple[Request, ...]:
     """Requests from the module's option, in the order given.
 
-    An item is a dictionary with `url` and, perhaps, `expect`, or a string of one or more URLs separated by white space (the text field of a
+    An item is a dictionary with `url` and, perhaps, `expect` and `via`, or a string of one or more URLs separated by white space (the text field of a
     survey). Raises TrafficError that names the item.
     """
     requests = []
@@ -70,10 +77,14 @@ def parse_requests(items: Iterable[Any]) -> tuple[Request, ...]:
 def _request(entry: Any) -> Request:
     if not isinstance(entry, Mapping) or not entry.get("url"):
         raise TrafficError(f"A request is a URL or a dictionary with the key url, not {entry!r}.\nExample: {{url: https://www.google.com/, expect: allowed}}.")
-    unknown = sorted(str(key) for key in set(entry) - {"url", "expect"})
-    url, expect = str(entry["url"]).strip(), entry.get("expect")
+    unknown = sorted(str(key) for key in set(entry) - {"url", "expect", "via"})
+    url, expect, via = str(entry["url"]).strip(), entry.get("expect"), entry.get("via")
     if unknown:
-        raise TrafficError(f'{url}: a request has no key "{unknown[0]}".\nKeys are url and expect.')
+        raise TrafficError(f'{url}: a request has no key "{unknown[0]}".\nKeys are url, expect and via.')
+    if via is not None and via not in WAYS:
+        raise TrafficError(f'{url}: "{via}" is not a way.\nUse direct or gateway, or leave via out where the way does not matter.')
+    if via is not None and expect == "blocked":
+        raise TrafficError(f"{url}: a request that is to be blocked takes no way.\nLeave via out, or expect allowed.")
     if expect is not None and expect not in EXPECTATIONS:
         raise TrafficError(f'{url}: "{expect}" cannot be expected.\nUse allowed or blocked, or leave expect out to get a report alone.')
     try:
@@ -89,7 +100,7 @@ def _request(entry: Any) -> Request:
         raise TrafficError(f"{url!r} is not a URL that can be sent as it is.\nUse a host name or IP address, and percent-encode what is not a plain character.")
     if scheme == "tcp" and (port is None or parts.path.strip("/") or parts.query):
         raise TrafficError(f"{url}: a TCP request is a host and a port.\nWrite tcp://{host}:{port or 5432}.")
-    return Request(url, scheme, host, port if port is not None else _PORTS[scheme] or 0, expect)
+    return Request(url, scheme, host, port if port is not None else _PORTS[scheme] or 0, expect or ("allowed" if via else None), via)
 
 
 # -- who asks -----------------------------------------------------------------------------------------------------------------------
@@ -193,11 +204,12 @@ def command(requests: Sequence[Request], timeout: int, insecure: bool, token: st
     options = [
         "-q", "-g", "-i", "-sS", "--suppress-connect-headers", "--max-filesize", str(BODY_LIMIT), *(["-k"] if insecure else []),
         "-v",  # without it curl does not tell why a connection failed
+        *(word for r in requests if r.at for word in ("--connect-to", f"{r.host}:{r.port}:{r.at}:{r.port}")),
         "-w", f"\\n{token}" + "".join(f"\\t%{{{name}}}" for name in _FIELDS) + "\\t",
     ]  # fmt: skip
     script = (
         f"p={port}; for url; do case $url in telnet:*) t={min(timeout, HOLD)};; *) t={timeout};; esac; "
-        f"curl {shlex.join(options)} --max-time $t --local-port $p-$((p+{PORTS_EACH - 1})) \"$url\"; "
+        f'curl {shlex.join(options)} --max-time $t --local-port $p-$((p+{PORTS_EACH - 1})) "$url"; '
         f"printf '{token} %s\\n' $?; echo {token} >&2; p=$((p+{PORTS_EACH})); done"
     )
     return ["sh", "-c", script, "sh", *(_curl_url(request) for request in requests)]
@@ -355,6 +367,8 @@ class LogLine:
     upstream_host: str = ""
     upstream_local: str = ""
     failure: str = ""
+    termination: str = ""
+    request_id: str = ""
 
     @property
     def host(self) -> str:
@@ -369,10 +383,14 @@ class LogLine:
 
 
 _TOKEN = re.compile(r'\[[^\]]*\]|"(?:[^"\\]|\\.)*"|\S+')
-_TEXT = {"flags": 3, "details": 4, "failure": 6, "upstream_host": 15, "cluster": 16, "upstream_local": 17, "server": 18, "client": 19, "sni": 20, "route": 21}
+_TEXT = {
+    "flags": 3, "details": 4, "termination": 5, "failure": 6, "request_id": 13, "upstream_host": 15,
+    "cluster": 16, "upstream_local": 17, "server": 18, "client": 19, "sni": 20, "route": 21,
+}  # fmt: skip
 """Places in Istio's default text format (istio/istio pkg/config/model, ``EnvoyTextLogFormat``)."""
 _JSON = {
-    "flags": "response_flags", "details": "response_code_details", "failure": "upstream_transport_failure_reason", "upstream_host": "upstream_host",
+    "flags": "response_flags", "details": "response_code_details", "termination": "connection_termination_details", "request_id": "request_id",
+    "failure": "upstream_transport_failure_reason", "upstream_host": "upstream_host",
     "cluster": "upstream_cluster", "upstream_local": "upstream_local_address", "server": "downstream_local_address",
     "client": "downstream_remote_address", "sni": "requested_server_name", "route": "route_name",
 }  # fmt: skip
@@ -383,12 +401,16 @@ def parse_log(text: str, connections: Iterable[Connection]) -> dict[Connection, 
 
     Reads Istio's default text and JSON formats. Lines of other formats, and other lines, are passed over.
     """
-    wanted, found = set(connections), {}
+    wanted = set(connections)
+    return {(entry.client, entry.server): entry for entry in parse_lines(text) if (entry.client, entry.server) in wanted}
+
+
+def parse_lines(text: str) -> Iterator[LogLine]:
+    """Every line of the formats that are known."""
     for line in text.splitlines():
         entry = _parse_line(line.strip())
-        if entry and (entry.client, entry.server) in wanted:
-            found[entry.client, entry.server] = entry
-    return found
+        if entry:
+            yield entry
 
 
 def _parse_line(line: str) -> LogLine | None:
@@ -561,14 +583,19 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [("REQUEST", "RESULT", "VERDICT", "EXPECTED", "VIA", "EVIDENCE")]
     for r in rows:
         verdict = r["verdict"] + _BY.get(r["by"], "")
-        expected = "-" if r["expect"] is None else r["expect"] if r["met"] else f"{r['expect']}: NO"
+        wanted = r["expect"] and r["expect"] + (f" {r['expect_via']}" if r.get("expect_via") else "")
+        expected = "-" if wanted is None else wanted if r["met"] else f"{wanted}: NO"
         seen = f"; the far end saw {r['seen_as']}" if r["seen_as"] else ""
-        lines.append((r["url"], r["result"], verdict, expected, r["via"] or "-", r["reason"] + seen))
+        way = f"gateway {r['way']}" if r.get("way") not in (None, "direct", "gateway") else r["via"] or "-"
+        lines.append((r["url"], r["result"], verdict, expected, way, r["reason"] + seen))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
     return ["  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]) for line in lines]
 
 
-_BY = {"mesh": " by the mesh", "network": " by the network", "far end": " by the far end", "client": " by the client", "dns": " by DNS"}
+_BY = {
+    "pod": " by the pod", "gateway": " by the gateway", "gateway policy": " by the gateway's policy", "mesh": " by the mesh",
+    "network": " by the network", "far end": " by the far end", "client": " by the client", "dns": " by DNS",
+}  # fmt: skip
 
 
 def complaint(rows: Sequence[Mapping[str, Any]], source: Source) -> str:

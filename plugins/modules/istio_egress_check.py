@@ -10,8 +10,11 @@ module: istio_egress_check
 short_description: Prove by real requests what a workload of an Istio mesh can reach
 version_added: 0.1.0
 description:
-  - Makes requests with C(curl) in a running pod of a workload, and says of each whether the far end answered or who stopped it, with the evidence,
-    that is the HTTP status, curl's exit code, the address that the far end saw where it tells, and the line of the sidecar's access log.
+  - Makes requests with C(curl) in a running pod of a workload, and says of each whether the far end answered or who stopped it, and by which way it went,
+    with the evidence, that is the HTTP status, curl's exit code, the address that the far end saw where it tells, and the lines of the access logs of
+    the sidecar and of the egress gateway.
+  - Without O(requests) it derives them from the host entries that are declared for the namespace, one for each host and port, which must pass by the way
+    declared, and refusals around them, which must happen.
   - With expectations the task fails when one is not met. Without them it reports.
   - A redirect is an answer; it is not followed. Every request is a connection of its own.
   - The requests are made in check mode too.
@@ -34,9 +37,11 @@ options:
   requests:
     description:
       - What to ask for. An item is a dictionary, or a string of one or more URLs separated by white space, as the text field of a survey gives them.
+      - When it is left out, requests are derived from the host entries of this collection that the namespace sees. Each exact host and port must pass,
+        directly or through the gateway, as declared. Where the mode is C(REGISTRY_ONLY), there must be refused, an undeclared host (asked for at the
+        address of a declared one), each host on an undeclared port, plain HTTP where only TLS is declared, and see O(refuse_others).
     type: list
     elements: raw
-    required: true
     suboptions:
       url:
         description:
@@ -51,6 +56,19 @@ options:
             does not meet it. A name without an address does, with a warning, since it proves nothing about the mesh.
         type: str
         choices: [allowed, blocked]
+      via:
+        description:
+          - The way that an allowed request must take. V(direct) from the workload, or V(gateway), through an egress gateway. A way that nothing tells meets
+            neither.
+          - It implies O(requests[].expect=allowed).
+        type: str
+        choices: [direct, gateway]
+  refuse_others:
+    description:
+      - With derived requests, whether hosts and ports that a ServiceEntry of another owner opens for the namespace must be refused, since no declared
+        host entry has them. This finds holes that others make in a policy.
+    type: bool
+    default: true
   timeout:
     description:
       - Seconds for one request. Ten are made at the same time, more than that one after the other.
@@ -72,12 +90,14 @@ options:
     type: int
     default: 2
 notes:
-  - Needs the rights to C(list) C(pods), C(create) C(pods/exec) and C(get) C(pods/log) in O(namespace). Without the last, or where access logs are off,
-    verdicts rest on what curl saw, and say so.
+  - Needs the rights to C(list) C(pods), C(create) C(pods/exec) and C(get) C(pods/log) in O(namespace), and in the namespace of an egress gateway for what
+    that one says. Without the last, or where access logs are off, verdicts rest on what curl saw and on the proxies' own configuration, and say so.
 extends_documentation_fragment:
   - meshops.istio_egress.auth
+  - meshops.istio_egress.istio
   - meshops.istio_egress.attributes.read_only
 seealso:
+  - module: meshops.istio_egress.istio_egress_explain
   - module: meshops.istio_egress.istio_outbound_mode
   - module: meshops.istio_egress.istio_egress_host
   - name: Accessing external services
@@ -101,6 +121,20 @@ EXAMPLES = r"""
         expect: blocked
       - url: tcp://203.0.113.10:5432
         expect: blocked
+
+- name: One host goes through the gateway, another directly
+  meshops.istio_egress.istio_egress_check:
+    namespace: demo
+    requests:
+      - url: https://edition.cnn.com/
+        via: gateway
+      - url: http://httpbin.org/
+        via: direct
+
+- name: Everything that is declared for the namespace is open by its way, and nothing around it
+  meshops.istio_egress.istio_egress_check:
+    namespace: demo
+    workload: deployment/sleep
 
 - name: Report what comes of a list, as typed into a survey
   meshops.istio_egress.istio_egress_check:
@@ -138,16 +172,20 @@ checks:
       sample: blocked
     by:
       description:
-        - Who stopped it, V(mesh), V(dns), V(far end), V(network) (nobody answered), V(client) (curl refused the certificate) or V(unknown).
-          Null when it was allowed.
+        - Who stopped it, V(mesh) (the sidecar), V(gateway), V(gateway policy) (an AuthorizationPolicy there), V(pod), V(dns), V(far end), V(network)
+          (nobody answered), V(client) (curl refused the certificate) or V(unknown). Null when it was allowed.
       type: str
       sample: mesh
     via:
       description:
-        - The way it took according to the sidecar, V(registered) (as a declared host), V(passthrough) (undeclared), V(gateway), V(no sidecar) or V(unknown).
-          Null when it was blocked.
+        - The way it took according to the sidecar, V(registered) (as a declared host), V(passthrough) (undeclared), V(gateway), V(bypass) (around the
+          sidecar), V(no sidecar) or V(unknown). Null when it was blocked.
       type: str
       sample: registered
+    way:
+      description: V(direct), or the gateway's pod as namespace and name. Null when it was blocked, or nothing tells.
+      type: str
+      sample: istio-system/istio-egressgateway-66f9856dd6-5rk9s
     reason:
       description: What the verdict rests on.
       type: str
@@ -156,6 +194,27 @@ checks:
       description: What was expected, if anything.
       type: str
       sample: blocked
+    expect_via:
+      description: The way that was expected, if any.
+      type: str
+      sample: gateway
+    rule:
+      description: What a derived request proves. Null for one that was listed.
+      type: str
+      sample: a declared host on an undeclared port
+    missing:
+      description: Evidence that would have told more, and was not there.
+      type: list
+      elements: str
+      sample: [the address that the far end saw]
+    gateway:
+      description: The gateway's pod that the sidecar sent the request to, allowed or not. Null where it sent it to none.
+      type: str
+      sample: istio-system/istio-egressgateway-66f9856dd6-5rk9s
+    gateway_log:
+      description: What that gateway's access log says about the same request, found by its id, or for TLS and TCP by the connection. Null when there is none.
+      type: dict
+      sample: {cluster: 'outbound|443||edition.cnn.com', details: '', failure: '', flags: '-', sni: edition.cnn.com}
     met:
       description: Whether the expectation was met. Null without one.
       type: bool
@@ -202,6 +261,12 @@ checks:
         - Read in Istio's default formats, text and JSON.
       type: dict
       sample: {cluster: BlackHoleCluster, details: '', failure: '', flags: UH, line: '[2026-11-22T02:00:00.000Z] "- - -" 0 UH ...'}
+notes:
+  description: What the derived requests leave out. Empty for requests that were listed.
+  returned: when requests were made, also when an expectation was not met
+  type: list
+  elements: str
+  sample: ["*.example.com is a wildcard, and no request was made for it: list one for a name below it in requests."]
 passed:
   description: Whether every expectation was met.
   returned: when requests were made, also when an expectation was not met
@@ -223,83 +288,35 @@ pod:
   sample: sleep-6d5f7c9b8-x2x7k
 """
 
-import itertools
-import random
-import secrets
 import time
-from concurrent.futures import ThreadPoolExecutor
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils import _traffic
-from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._module import EgressModule
-
-AT_ONCE = 10
-"""Requests in flight, each in an exec of its own that makes one after the other. Each is a process in a container whose memory may be limited."""
-LOG_WAIT = 3.0
-"""Seconds after which a line that is not in the sidecar's log is taken as missing. Istio's proxies write their buffer out every second."""
-CONNECT_WAIT = 11.0
-"""The same for a request that curl gave up: a sidecar that is still connecting to the far end writes its line when its own time for that, 10 s, is over."""
+from ansible_collections.meshops.istio_egress.plugins.module_utils import _derive, _explain, _path, _traffic
+from ansible_collections.meshops.istio_egress.plugins.module_utils._inquiry import Inquiry
+from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, EgressModule
+from ansible_collections.meshops.istio_egress.plugins.module_utils._prober import Prober
 
 OPTIONS = {
     "namespace": {"type": "str", "required": True},
     "workload": {"type": "str", "default": "sleep"},
     "container": {"type": "str"},
-    "requests": {"type": "list", "elements": "raw", "required": True},
+    "requests": {"type": "list", "elements": "raw"},
+    "refuse_others": {"type": "bool", "default": True},
     "timeout": {"type": "int", "default": 10},
     "insecure": {"type": "bool", "default": False},
     "retries": {"type": "int", "default": 0},
     "delay": {"type": "int", "default": 2},
+    "istio_namespace": ISTIO_OPTIONS["istio_namespace"],
 }
 
 
-class Prober:
-    """Makes requests from one pod. Keeps what is worth a warning in `warnings`."""
-
-    def __init__(self, cluster: Cluster, source: _traffic.Source, timeout: int, insecure: bool) -> None:
-        self.cluster, self.source, self.timeout, self.insecure = cluster, source, timeout, insecure
-        self.warnings: list[str] = []
-
-    def rows(self, requests: list[_traffic.Request], attempt: int) -> list[dict]:
-        started = time.monotonic()
-        shares = [requests[first::AT_ONCE] for first in range(min(AT_ONCE, len(requests)))]
-        ports = itertools.accumulate((len(share) * _traffic.PORTS_EACH for share in shares), initial=random.choice(_traffic.PORTS))
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            answered = list(pool.map(self._ask, shares, ports))
-        answers = [answered[i % AT_ONCE][i // AT_ONCE] for i in range(len(requests))]
-        lines = self._log_lines(answers, started)
-        rows = []
-        for request, answer in zip(requests, answers, strict=True):
-            line = lines.get(answer.connection)
-            rows.append(_traffic.row(request, answer, line, _traffic.judge(request, answer, line, self.source.sidecar), attempt))
-        return rows
-
-    def _ask(self, requests: list[_traffic.Request], port: int) -> list[_traffic.Answer]:
-        source, token = self.source, secrets.token_hex(8)
-        command = _traffic.command(requests, self.timeout, self.insecure, token, port)
-        try:
-            _rc, out, err = self.cluster.exec(source.namespace, source.pod, source.container, command, _traffic.seconds_at_most(requests, self.timeout) + 20)
-        except ClusterError as error:
-            if error.reason != "NotStarted":
-                raise
-            raise _traffic.TrafficError(f"{source} cannot run sh: {error.message}.\n{_traffic.NEEDS}") from error
-        return _traffic.parse_output(requests, token, out, err)
-
-    def _log_lines(self, answers: list[_traffic.Answer], started: float) -> dict[_traffic.Connection, _traffic.LogLine]:
-        """The sidecar's log lines about the connections of `answers`."""
-        source, ended = self.source, time.monotonic()
-        missing, found = [answer for answer in answers if answer.connection and source.sidecar], {}
-        while missing and time.monotonic() < ended + (CONNECT_WAIT if any(answer.gave_up for answer in missing) else LOG_WAIT):
-            try:
-                log = self.cluster.log(source.namespace, source.pod, _traffic.SIDECAR, since_seconds=int(time.monotonic() - started) + 2)
-            except ClusterError as error:
-                if error.status != 403:
-                    raise
-                self.warnings.append(f"Not allowed to read the sidecar's log in pod {source.namespace}/{source.pod} (403): verdicts rest on what curl saw.")
-                break
-            found |= _traffic.parse_log(log, [answer.connection for answer in missing])
-            missing = [answer for answer in missing if answer.connection not in found]
-            time.sleep(0.3 if missing else 0)
-        return found
+def derived(inquiry: Inquiry, source: _traffic.Source, pod: dict, others: bool) -> _derive.Derived:
+    """The requests that prove what is declared, for the mode that the pod's sidecar has."""
+    world = inquiry.world(source.namespace)
+    nowhere = _path.Call(_path.TCP, "192.0.2.1", 9)  # an address that nobody has (RFC 5737), so the mode decides
+    refuses = (
+        source.sidecar and _explain.explain(nowhere, [nowhere.host], pod, source.container, inquiry.configuration(pod), inquiry.neighbour, world).by == "mesh"
+    )
+    return _derive.derive(world.of("ServiceEntry"), source.namespace, refuses, others)
 
 
 def main() -> None:
@@ -309,10 +326,14 @@ def main() -> None:
         for option, least in (("timeout", 1), ("retries", 0), ("delay", 0)):
             if params[option] < least:
                 raise _traffic.TrafficError(f"{option} is {params[option]}.\nUse {least} or more.")
-        requests = _traffic.parse_requests(params["requests"])
+        listed = None if params["requests"] is None else _traffic.parse_requests(params["requests"])
         cluster = module.cluster()
-        source = _traffic.choose_source(cluster.list("Pod", namespace), namespace, params["workload"], params["container"])
-        prober = Prober(cluster, source, params["timeout"], params["insecure"])
+        inquiry = Inquiry(cluster, params["istio_namespace"])
+        source = _traffic.choose_source(inquiry.pods(namespace), namespace, params["workload"], params["container"])
+        pod = next(p for p in inquiry.pods(namespace) if p["metadata"]["name"] == source.pod)
+        made = _derive.Derived(listed, ()) if listed else derived(inquiry, source, pod, params["refuse_others"])
+        requests = list(made.requests)
+        prober = Prober(cluster, inquiry, source, pod, params["timeout"], params["insecure"])
         rows = prober.rows(requests, 1)
         for attempt in range(2, params["retries"] + 2):
             again = [i for i, row in enumerate(rows) if row["met"] is False]
@@ -321,8 +342,9 @@ def main() -> None:
             time.sleep(params["delay"])
             for i, row in zip(again, prober.rows([requests[i] for i in again], attempt), strict=True):
                 rows[i] = row
-        module.warn_all(prober.warnings + _traffic.warnings(rows))
-        result = {"checks": rows, "table": _traffic.table(rows), "passed": all(row["met"] is not False for row in rows), "pod": source.pod}
+        module.warn_all(prober.warnings + inquiry.warnings + _traffic.warnings(rows) + list(made.notes))
+        result = {"checks": rows, "table": _traffic.table(rows), "notes": list(made.notes), "pod": source.pod}
+        result["passed"] = all(row["met"] is not False for row in rows)
         if not result["passed"]:
             module.fail_json(msg=_traffic.complaint(rows, source), **result)
         module.exit_json(changed=False, **result)

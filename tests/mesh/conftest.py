@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster impo
 from api.modules import PACKAGE, ApiServer, Result, _Forks
 from cluster.onemachine.layout import Cache, Run, runs
 
+MESH = Path(__file__).resolve().parents[1] / "cluster" / "mesh"
 IMAGE = "docker.io/curlimages/curl:8.16.0"
 READY_WITHIN = 180
 """Seconds for a pod to start, on a machine that is busy with other tests."""
@@ -91,6 +93,16 @@ def own_mesh(kubeconfig: Path) -> Run:
     if not found or os.geteuid() != 0:
         pytest.skip("needs the one-machine mesh and root: run make mesh as root and without KUBECONFIG")
     return found[0]
+
+
+@pytest.fixture(scope="session")
+def far_end(own_mesh: Run) -> Callable[..., None]:
+    """`far_end("set", HOST, "--status", "502")`: the command `mesh farend` for the mesh in use."""
+
+    def run(*arguments: str) -> None:
+        subprocess.run([MESH, "farend", "--name", own_mesh.name, *arguments], check=True, capture_output=True, text=True)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -89,7 +89,9 @@ def test_requests_come_as_dictionaries_strings_and_the_text_of_a_survey() -> Non
         ({"url": 'http://a.example/"$(id)"'}, "percent-encode"),
         ("http://a.example/é", "percent-encode"),
         ({"url": "http://a.example/", "expect": "maybe"}, '"maybe" cannot be expected'),
-        ({"url": "http://a.example/", "via": "gateway"}, 'no key "via"'),
+        ({"url": "http://a.example/", "by": "gateway"}, 'no key "by"'),
+        ({"url": "http://a.example/", "via": "somebody"}, '"somebody" is not a way'),
+        ({"url": "http://a.example/", "via": "gateway", "expect": "blocked"}, "takes no way"),
         ({"host": "a.example"}, "with the key url"),
         ("  ", "no request to make"),
     ],
@@ -264,7 +266,8 @@ def test_the_json_format_says_the_same_as_the_text() -> None:
     entry = {
         "response_code": 502, "response_flags": "-", "response_code_details": "direct_response", "upstream_cluster": None, "upstream_host": None,
         "upstream_local_address": None, "downstream_remote_address": "10.244.0.6:42396", "downstream_local_address": "203.0.113.13:80",
-        "requested_server_name": None, "route_name": "block_all", "upstream_transport_failure_reason": None,
+        "requested_server_name": None, "route_name": "block_all", "upstream_transport_failure_reason": None, "request_id": "582c0f2b-2738",
+        "connection_termination_details": None,
     }  # fmt: skip
     text, connection = logged("blocked http"), connection_of(LINES["blocked http"])
     found = traffic.parse_log(json.dumps(entry), [connection])[connection]

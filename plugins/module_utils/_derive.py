@@ -1,0 +1,123 @@
+# Copyright: (c) 2026, meshops.istio_egress contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to this collection. From what is declared to the requests that prove it: each host by its way, and refusals around it.
+
+Pure: ServiceEntries go in, requests with expectations come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.meshops.istio_egress.plugins.module_utils import _gateway
+from ansible_collections.meshops.istio_egress.plugins.module_utils._explain import exported
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import owner_of, policy_of, read_service_entry
+from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HTTP_PROTOCOLS, IP_DOMAIN, TLS_PROTOCOLS, HostEntry, Port
+from ansible_collections.meshops.istio_egress.plugins.module_utils._traffic import Request, TrafficError
+
+UNDECLARED = "undeclared.invalid"
+"""A name that nobody can declare (RFC 2606). It is asked for at the address of a declared host, so that no DNS has a part in the refusal."""
+SPARE_PORTS = (8443, 9443, 10443, 11443)
+
+
+@dataclass(frozen=True)
+class Derived:
+    requests: tuple[Request, ...]
+    notes: tuple[str, ...]
+
+
+def derive(entries: Iterable[Mapping[str, Any]], namespace: str, refuses: bool, others: bool) -> Derived:
+    """The requests for all hosts that this collection declared for a namespace.
+
+    `refuses` says whether undeclared hosts are refused there at all, else there are no refusals to prove. With `others`, what entries of other owners
+    open beyond the declared hosts must be refused, too. Raises TrafficError when nothing is declared.
+    """
+    entries = [e for e in entries if e["spec"].get("hosts")]
+    through = [r.entry for r in _gateway.read_routes(entries) if namespace in r.clients or not r.clients]
+    routed = {e.host for e in through}
+    own = [e for e in entries if (policy_of(e) or ".").count(".") == 0 and exported(e, namespace)]
+    direct = [d.entry for e in own for d in read_service_entry(e) if d.entry.host not in routed]
+    if not through and not direct:
+        raise TrafficError(
+            f"No host entry is declared for namespace {namespace}, so there is nothing to derive requests from.\n"
+            "Declare hosts with istio_egress_host or istio_egress_gateway, or list requests."
+        )
+    notes: list[str] = []
+    requests = [r for entry in direct for r in _allowed(entry, "direct", notes)] + [r for entry in through for r in _allowed(entry, "gateway", notes)]
+    if refuses:
+        declared = [*direct, *through]
+        requests += [*_refused(declared), *(_opened_by_others(entries, namespace, declared) if others else ())]
+    else:
+        notes.append(f"Undeclared hosts are let out in namespace {namespace} (its mode is not REGISTRY_ONLY), so no refusal was tried.")
+    return Derived(tuple(dict.fromkeys(requests)), tuple(notes))
+
+
+def _allowed(entry: HostEntry, via: str, notes: list[str]) -> list[Request]:
+    rule = f"declared, {'through the gateway' if via == 'gateway' else 'directly'}"
+    if entry.is_wildcard:
+        notes.append(f"{entry.host} is a wildcard, and no request was made for it: list one for a name below it in requests.")
+        return []
+    targets = [entry.host]
+    if entry.host.endswith(f".{IP_DOMAIN}") or (entry.is_opaque and entry.addresses):
+        targets = [a for a in entry.addresses if "/" not in a][:1]
+        if not targets:
+            notes.append(f"{', '.join(entry.addresses)} is a range, and no request was made for it: list one for an address in it in requests.")
+    named = [] if entry.host.endswith(f".{IP_DOMAIN}") else [entry.host]
+    result = []
+    for port in entry.ports:
+        result += [_request(t, port, "allowed", via, rule) for t in (targets if port.is_opaque else named or targets)]
+    return result
+
+
+def _request(host: str, port: Port, expect: str, via: str | None, rule: str) -> Request:
+    scheme = "http" if port.protocol in HTTP_PROTOCOLS else "https" if port.protocol in TLS_PROTOCOLS else "tcp"
+    return _of(scheme, host, port.number, expect, via, rule)
+
+
+def _of(scheme: str, host: str, port: int, expect: str, via: str | None, rule: str, at: str = "") -> Request:
+    usual = {"http": 80, "https": 443}.get(scheme) == port
+    shown = f"[{host}]" if ":" in host else host
+    url = f"{scheme}://{shown}{'' if usual else f':{port}'}" + ("" if scheme == "tcp" else "/")
+    return Request(url, scheme, host, port, expect, via, at, rule)
+
+
+def _refused(entries: list[HostEntry]) -> list[Request]:
+    """What must not get out although it comes close: another name, another port, another protocol."""
+    named = [e for e in entries if not e.is_wildcard and not e.host.endswith(f".{IP_DOMAIN}")]
+    result = []
+    for protocols, scheme in ((HTTP_PROTOCOLS, "http"), (TLS_PROTOCOLS, "https")):
+        near = next(((e, p) for e in named for p in e.ports if p.protocol in protocols), None)
+        if near:
+            entry, port = near
+            result.append(_of(scheme, UNDECLARED, port.number, "blocked", None, "an undeclared host", at=entry.host))
+    used = {p.number for e in entries for p in e.ports}
+    spare = next((p for p in SPARE_PORTS if p not in used), None)
+    for entry in named:
+        if spare:
+            result.append(_of("tcp", entry.host, spare, "blocked", None, "a declared host on an undeclared port"))
+        tls = [p.number for p in entry.ports if p.protocol in TLS_PROTOCOLS]
+        if tls and not any(p.protocol in HTTP_PROTOCOLS for p in entry.ports):
+            result.append(_of("http", entry.host, tls[0], "blocked", None, "plain HTTP where only TLS is declared"))
+    return result
+
+
+def _opened_by_others(entries: Iterable[Mapping[str, Any]], namespace: str, declared: list[HostEntry]) -> list[Request]:
+    """A request for each host and port that an entry of another owner opens for the namespace, and no declared entry does."""
+    ours = {(e.host, p.number) for e in declared for p in e.ports}
+    result = []
+    for obj in entries:
+        if policy_of(obj) or not exported(obj, namespace):
+            continue
+        rule = f"opened by ServiceEntry {obj['metadata']['namespace']}/{obj['metadata']['name']} ({owner_of(obj)}), not by a declared host"
+        for host in obj["spec"]["hosts"]:
+            if host.startswith("*") or ".svc." in host:
+                continue
+            for port in obj["spec"].get("ports") or ():
+                known = Port(port["number"], port.get("protocol") or "TCP")
+                target = next((a for a in obj["spec"].get("addresses") or () if "/" not in a), host) if known.is_opaque else host
+                if (host, known.number) not in ours:
+                    result.append(_request(target, known, "blocked", None, rule))
+    return result
