@@ -26,9 +26,18 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway impo
     digest,
 )
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import NETWORKING, Declared, Object, policy_labels
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import EVERYTHING_SCOPE, HTTP_PROTOCOLS, TLS_PROTOCOLS, HostEntry, Port
+from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import (
+    EVERYTHING_SCOPE,
+    HTTP_PROTOCOLS,
+    MANAGED_BY,
+    MANAGED_BY_LABEL,
+    TLS_PROTOCOLS,
+    HostEntry,
+    Port,
+)
 
 SECURITY = "security.istio.io/v1"
+GATEWAY_ANNOTATION = "istio-egress.meshops.io/gateway"
 DRY_RUN = "istio.io/dry-run"
 """Annotation that makes Istio count what an AuthorizationPolicy would refuse, and refuse nothing."""
 
@@ -140,7 +149,7 @@ def origination_objects(routes: Iterable[Route], gateways: Mapping[str, Gateway]
             settings |= {"subjectAltNames": [route.entry.host]} if tls.verify else {"insecureSkipVerify": True}
             subsets = [{"name": ORIGINATED, "trafficPolicy": {"tls": settings}}]
             spec = {"host": route.entry.host, "exportTo": ["."], "subsets": subsets}
-            obj = _object("DestinationRule", gateway.namespace, short(f"{gateway_name(gateway)}-to-{route.entry.host}"), spec)
+            obj = _shared("DestinationRule", gateway.namespace, short(f"{gateway_name(gateway)}-to-{route.entry.host}"), spec, gateway)
             result[obj["metadata"]["name"]] = obj
     return list(result.values())
 
@@ -182,10 +191,11 @@ def _guard(routes: list[Route], allowed: set[str], gateway: Gateway, shadow: boo
     if others:
         rules.append({"from": [{"source": source}], "when": [{"key": "connection.sni", "values": others}]})
     name = short(f"{gateway_name(gateway)}-from-{host.replace('*', 'wildcard')}{'-shadow' if shadow else ''}")
-    obj = _object("AuthorizationPolicy", gateway.namespace, name, {"selector": {"matchLabels": dict(gateway.selector)}, "action": "DENY", "rules": rules})
+    spec = {"selector": {"matchLabels": dict(gateway.selector)}, "action": "DENY", "rules": rules}
+    obj = _shared("AuthorizationPolicy", gateway.namespace, name, spec, gateway)
     obj["apiVersion"] = SECURITY
     if shadow:
-        obj["metadata"]["annotations"] = {DRY_RUN: "true"}
+        obj["metadata"]["annotations"][DRY_RUN] = "true"
     return obj
 
 
@@ -208,7 +218,7 @@ def _gateway(routes: list[Route], defaults: list[DefaultRoute], gateway: Gateway
     if passed:
         servers["tls-plain"] = _server(TLS_PORT, "tls-plain", "TLS", sorted(passed), "PASSTHROUGH")
     spec = {"selector": dict(gateway.selector), "servers": [servers[name] for name in sorted(servers)]}
-    return _object("Gateway", gateway.namespace, gateway_name(gateway), spec)
+    return _shared("Gateway", gateway.namespace, gateway_name(gateway), spec, gateway)
 
 
 def _server(number: int, name: str, protocol: str, hosts: list[str], tls: str = "") -> Object:
@@ -236,7 +246,7 @@ def _destination_rules(gateway: Gateway, routes: list[Route], defaults: list[Def
     if for_all or gateway.namespace in subsets:
         subsets[gateway.namespace] = for_all | subsets.get(gateway.namespace, {})
     return [
-        _object(
+        _shared(
             "DestinationRule",
             place,
             short(f"egress-{gateway.namespace}-{gateway.service}"),
@@ -245,6 +255,7 @@ def _destination_rules(gateway: Gateway, routes: list[Route], defaults: list[Def
                 "exportTo": ["*"] if for_all and place == gateway.namespace else ["."],
                 "subsets": [named[1] for named in sorted((for_all | own).items())],
             },
+            gateway,
         )
         for place, own in sorted(subsets.items())
     ]
@@ -262,7 +273,7 @@ def _gateway_legs(route: Route, gateway: Gateway) -> list[Object]:
                 out = [{"destination": {"host": route.dialled, "subset": ORIGINATED, "port": {"number": route.origination.port}}}]
             http.append({"match": [{"port": number} for number in arrivals], "route": out})
         elif route.is_named(port):
-            name = short(f"egress-{route.key}-{port.name}-{said}")
+            name = short(f"{gateway_name(gateway)}-{route.key}-{port.name}-{said}")
             spec = {"hosts": [route.sni(port)], "gateways": [gateway_name(gateway)], "exportTo": ["."]}
             result.append(_object("VirtualService", gateway.namespace, name, {**spec, "tcp": [{"match": [{"port": TLS_PORT}], "route": out}]}, route.key))
         else:
@@ -270,7 +281,7 @@ def _gateway_legs(route: Route, gateway: Gateway) -> list[Object]:
     if http or tls:
         spec = {"hosts": [route.entry.host], "gateways": [gateway_name(gateway)], "exportTo": ["."]}
         spec |= {kind: rules for kind, rules in (("http", http), ("tls", tls)) if rules}
-        result.append(_object("VirtualService", gateway.namespace, short(f"egress-{route.key}-{said}"), spec, route.key))
+        result.append(_object("VirtualService", gateway.namespace, short(f"{gateway_name(gateway)}-{route.key}-{said}"), spec, route.key))
     return result
 
 
@@ -280,6 +291,19 @@ def gateway_name(gateway: Gateway) -> str:
 
 def _object(kind: str, namespace: str, name: str, spec: Object, policy: str | None = None) -> Object:
     return {"apiVersion": NETWORKING, "kind": kind, "metadata": {"name": name, "namespace": namespace, "labels": policy_labels(policy)}, "spec": spec}
+
+
+def _shared(kind: str, namespace: str, name: str, spec: Object, gateway: Gateway) -> Object:
+    """An object that all policies share which send hosts through the gateway."""
+    obj = _object(kind, namespace, name, spec)
+    obj["metadata"]["annotations"] = {GATEWAY_ANNOTATION: gateway.reference}
+    return obj
+
+
+def shared_for(obj: Mapping[str, Any]) -> str | None:
+    """The gateway (namespace/service) of an object that policies share; None for any other object."""
+    metadata = obj["metadata"]
+    return (metadata.get("annotations") or {}).get(GATEWAY_ANNOTATION) if (metadata.get("labels") or {}).get(MANAGED_BY_LABEL) == MANAGED_BY else None
 
 
 def short(name: str) -> str:

@@ -9,8 +9,9 @@ Pure: routes that are wanted and objects that are live go in, a Plan comes out.
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway import (
@@ -32,6 +33,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_obje
     guard_objects,
     known_to_clients,
     origination_objects,
+    shared_for,
 )
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Declared, Object, policy_of, same_object, updated
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait, host_changes
@@ -41,6 +43,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._policy impor
     KNOWN_SCOPE,
     MANAGED_BY,
     MANAGED_BY_LABEL,
+    HostEntry,
     Port,
 )
 
@@ -89,7 +92,7 @@ def plan_gateway(wanted: Iterable[Route], default: DefaultRoute | None, live: Li
     entries, entries_then = _at_gateway(before, after, live, f"{policy}.{namespace}")
     origins = _shared(before, after, live, gateways, origination_objects)
     guards = _shared(before, after, live, gateways, guard_objects)
-    legs = _legs(before, after, live, gateways)
+    legs = _legs(before, after, live, gateways, f"{policy}.{namespace}")
     open_before = {(r.gateway, r.entry.host) for r in before.routes if not r.entry.allow_from}
     late = {_id(o) for o in guard_objects((r for r in after.all_routes if (r.gateway, r.entry.host) in open_before), gateways)}
     late_guards = [c for c in guards.there if c.before is None and _id(c.object) in late]
@@ -100,7 +103,8 @@ def plan_gateway(wanted: Iterable[Route], default: DefaultRoute | None, live: Li
     steps += _at_clients(before, after, live, namespace, policy, gateways)
     steps += late_guards
     steps += _guarded(after.routes, gateways, guard_objects(after.all_routes, gateways)) if late_guards else []
-    return Plan((*steps, *guards.gone, *legs.gone, *origins.gone, *entries_then))
+    gone = [*guards.gone, *legs.gone, *origins.gone]
+    return Plan((*steps, *gone, *_left_over(after, live, gateways, gone), *entries_then))
 
 
 # -- at the gateway -----------------------------------------------------------------------------------------------------------------
@@ -115,34 +119,61 @@ class _Changes:
 
 
 def _at_gateway(before: _State, after: _State, live: Live, key: str) -> tuple[list[Change], list[Change]]:
+    """Changes of the gateways' own ServiceEntries: first all that is dialled before or after, in the end what is dialled after."""
     first: list[Change] = []
     then: list[Change] = []
     for place in sorted({r.gateway.partition("/")[0] for r in (*after.routes, *before.routes)}):
-        wanted = [Declared(recorded(r), (".",)) for r in after.routes if r.gateway.startswith(f"{place}/")]
-        added, removed = host_changes(wanted, live["ServiceEntry"], place, key)
-        first += added
-        then += removed
+        old, new = ({e.host: e for e in (recorded(r) for r in s.routes if r.gateway.startswith(f"{place}/"))} for s in (before, after))
+        both = old | {host: _with_ports_of(entry, old.get(host)) for host, entry in new.items()}
+        there = [o for changes in host_changes(_declared(both), live["ServiceEntry"], place, key) for o in changes]
+        gone = [o for changes in host_changes(_declared(new), _apply_to(live, there)["ServiceEntry"], place, key) for o in changes]
+        first += there
+        then += gone
     return first, then
+
+
+def _declared(entries: Mapping[str, HostEntry]) -> list[Declared]:
+    return [Declared(entries[host], (".",)) for host in sorted(entries)]
+
+
+def _with_ports_of(entry: HostEntry, old: HostEntry | None) -> HostEntry:
+    """The entry with the ports beside its own that clients still use."""
+    numbers = {p.number for p in entry.ports}
+    kept = [p for p in old.ports if p.number not in numbers] if old else []
+    return replace(entry, ports=tuple(sorted((*entry.ports, *kept))))
 
 
 def _shared(before: _State, after: _State, live: Live, gateways: Mapping[str, Gateway], make: Any) -> _Changes:
     """Changes of the objects that stand for one host at a gateway, whoever sends it there."""
-    concerned = {_id(o) for o in (*make(before.routes, gateways), *make(after.routes, gateways))}
-    target = [o for o in make(after.all_routes, gateways) if _id(o) in concerned]
-    there = _changes(live, target, delete=())
-    return _Changes(there, _changes(_apply_to(live, there), target, delete=concerned))
+    hosts = {(r.gateway, r.entry.host) for r in (*before.routes, *after.routes)}
+    own = [[r for r in s.all_routes if (r.gateway, r.entry.host) in hosts] for s in (before, after)]
+    concerned = {_id(o) for routes in own for o in make(routes, gateways)}
+    target = make(after.all_routes, gateways)
+    there = _changes(live, [o for o in target if _id(o) in concerned], delete=())
+    return _Changes(there, _changes(_apply_to(live, there), [o for o in target if _id(o) in concerned], delete=concerned))
 
 
-def _legs(before: _State, after: _State, live: Live, gateways: Mapping[str, Gateway]) -> _Changes:
+def _legs(before: _State, after: _State, live: Live, gateways: Mapping[str, Gateway], key: str) -> _Changes:
     """Changes of Gateways, DestinationRules and the gateway's VirtualServices: first old and new side by side, in the end the new alone."""
     old = gateway_objects(before.all_routes, before.defaults, gateways)
     new = gateway_objects(after.all_routes, after.defaults, gateways)
     own = [(s.routes, [s.default] if s.default else []) for s in (before, after)]
     concerned = {_id(o) for routes, defaults in own for o in gateway_objects(routes, defaults, gateways)}
+    concerned |= {_id(o) for o in live["VirtualService"] if policy_of(o) == key}
     if any(s.clients == () for s in (*before.routes, *after.routes, before.default, after.default) if s):
         concerned |= {_id(o) for o in (*old, *new) if o["kind"] == "DestinationRule"}
     there = _changes(live, [o for o in _merged(old, new) if _id(o) in concerned], delete=())
     return _Changes(there, _changes(_apply_to(live, there), [o for o in new if _id(o) in concerned], delete=concerned))
+
+
+def _left_over(after: _State, live: Live, gateways: Mapping[str, Gateway], gone: Iterable[Change]) -> list[Change]:
+    """Deletes shared objects that no route needs, as a task leaves them that broke off half-way."""
+    routes = after.all_routes
+    needed = gateway_objects(routes, after.defaults, gateways) + origination_objects(routes, gateways) + guard_objects(routes, gateways)
+    used = {r.gateway for r in (*routes, *after.defaults)}
+    kept = {_id(o) for o in needed} | {_id(c.object) for c in gone}
+    shared = [o for kind in ("AuthorizationPolicy", "DestinationRule", "Gateway") for o in live[kind] if _id(o) not in kept]
+    return [Change(o, None, _note(o)) for o in shared if (to := shared_for(o)) and (to in gateways or to not in used)]
 
 
 # -- at the clients -----------------------------------------------------------------------------------------------------------------
@@ -306,10 +337,17 @@ def _note(obj: Mapping[str, Any]) -> str:
 
 
 def _apply_to(live: Mapping[str, list[Object]], changes: Iterable[Change]) -> dict[str, list[Object]]:
-    """The live objects as they are after the changes."""
-    result = {_id(o): o for objects in live.values() for o in objects}
-    result.update({_id(c.object): c.after for c in changes if c.after})
-    return {"all": list(result.values())}
+    """The live objects as they are after the changes, by kind."""
+    objects = {_id(o): o for of_kind in live.values() for o in of_kind}
+    for change in changes:
+        if change.after:
+            objects[_id(change.after)] = change.after
+        else:
+            objects.pop(_id(change.object), None)
+    result: dict[str, list[Object]] = defaultdict(list)
+    for obj in objects.values():
+        result[obj["kind"]].append(obj)
+    return result
 
 
 def _merged(before: list[Object], after: list[Object]) -> list[Object]:

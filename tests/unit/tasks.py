@@ -135,5 +135,5 @@ def _merge_key(obj: Object) -> tuple[Any, ...]:
     return metadata["namespace"], metadata.get("labels") or {}, sorted(spec.get("exportTo") or []), spec.get("resolution") or "NONE"
 
 
-def _key(obj: Object) -> tuple[str, str]:
-    return obj["metadata"]["namespace"], obj["metadata"]["name"]
+def _key(obj: Object) -> tuple[str, str, str]:
+    return obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]
