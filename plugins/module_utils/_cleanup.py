@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """PRIVATE to this collection. Everything that the collection made, found by its label and its annotations, and the order in which it goes.
 
-Pure: live objects go in, a Plan comes out. First what blocks (modes), then what leads around (ranges), then the clients' ways to gateways, which must
-have ended before the rest of those ways goes; then the hosts; then gateways that were deployed. So no request that gets out at the end is lost
-on the way there. Nothing without our label is deleted; of what others own, our change alone is taken back.
+Pure: live objects go in, a Plan comes out. First what blocks (NetworkPolicies, modes), then what leads around (ranges), then the clients' ways to
+gateways, which must have ended before the rest of those ways goes; then the hosts; then gateways that were deployed. So no request that gets out at
+the end is lost on the way there. Nothing without our label is deleted; of what others own, our change alone is taken back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._policy impor
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet")
 ROUTING = ("VirtualService", "DestinationRule", "Gateway", "AuthorizationPolicy")
 """What makes up the ways through gateways, in the order in which it can go when no client takes them any more."""
-KINDS = (*dict.fromkeys(("Sidecar", "ServiceEntry", *ROUTING, *_gateway_workload.KINDS, *WORKLOADS)), "ConfigMap")
+KINDS = (*dict.fromkeys(("NetworkPolicy", "Sidecar", "ServiceEntry", *ROUTING, *_gateway_workload.KINDS, *WORKLOADS)), "ConfigMap")
 
 Live = Mapping[str, list[Object]]
 """All objects by kind, of every kind in KINDS; of ConfigMaps those of the control plane's namespace."""
@@ -32,8 +32,9 @@ Live = Mapping[str, list[Object]]
 
 def plan(live: Live, namespace: str | None, istio_namespace: str) -> tuple[Plan, list[str]]:
     """The steps, and what stays although it is ours, with the reason. `namespace` None means all of them."""
-    steps: list[Change | Wait] = [*_modes(live, namespace, istio_namespace), *_ranges(live, namespace)]
     ours = {kind: [o for o in live[kind] if is_ours(o) and _concerns(o, namespace)] for kind in KINDS}
+    steps: list[Change | Wait] = [Change(o, None) for o in ours["NetworkPolicy"]]
+    steps += [*_modes(live, namespace, istio_namespace), *_ranges(live, namespace)]
     clients = [v for v in ours["VirtualService"] if _is_clients(v)]
     steps += [Change(v, None, "clients no longer go to the gateway") for v in clients]
     steps += _left(clients)

@@ -57,6 +57,7 @@ KINDS = {
         Kind("DestinationRule", "networking.istio.io", "v1", "destinationrules"),
         Kind("VirtualService", "networking.istio.io", "v1", "virtualservices"),
         Kind("AuthorizationPolicy", "security.istio.io", "v1", "authorizationpolicies"),
+        Kind("NetworkPolicy", "networking.k8s.io", "v1", "networkpolicies"),
         Kind("ConfigMap", "", "v1", "configmaps"),
         Kind("Pod", "", "v1", "pods"),
         Kind("Secret", "", "v1", "secrets"),

@@ -14,8 +14,8 @@ description:
     and by the annotations that keep what was there before, and takes it back.
   - Objects of the collection are deleted. In objects of others (the mesh config, Sidecar resources, pod templates, the injector's values) what was
     there before is put back, unless somebody changed it since.
-  - It goes in an order in which no request is lost that gets out at the end, which is modes, ranges around sidecars, the clients' ways to gateways, the rest
-    of those ways, declared hosts, gateways that the collection deployed. Each step waits until the sidecars concerned follow.
+  - It goes in an order in which no request is lost that gets out at the end, which is NetworkPolicies, modes, ranges around sidecars, the clients' ways
+    to gateways, the rest of those ways, declared hosts, gateways that the collection deployed. Each step waits until the sidecars concerned follow.
   - Test sources and their namespaces, which the role P(meshops.istio_egress.test_source#role) makes, are left to that role. The playbook
     C(meshops.istio_egress.cleanup) does both.
   - Nothing else is touched. In check mode the result lists what would go.

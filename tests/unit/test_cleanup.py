@@ -64,8 +64,9 @@ def set_ranges(workload):
 
 
 EVERYTHING = [
-    set_mode(MESH), SIDECAR, set_ranges(WEB), client_leg("client"), gateway_leg("gateway"), SHARED, entry("known", scope="known"),
-    entry("at-gateway", "istio-system", scope="demo"), obj("DestinationRule", "egress"), *map(gateway_part, ("Service", "Deployment", "ServiceAccount")),
+    obj("NetworkPolicy", "enforce"), set_mode(MESH), SIDECAR, set_ranges(WEB), client_leg("client"), gateway_leg("gateway"), SHARED,
+    entry("known", scope="known"), entry("at-gateway", "istio-system", scope="demo"), obj("DestinationRule", "egress"),
+    *map(gateway_part, ("Service", "Deployment", "ServiceAccount")),
 ]  # fmt: skip
 
 
@@ -73,7 +74,7 @@ def test_the_order_in_which_all_goes():
     steps, kept = taken_back(EVERYTHING)
     assert kept == []
     assert steps == [
-        "~ConfigMap/istio", "wait", "-Sidecar/egress-mode", "wait",
+        "-NetworkPolicy/enforce", "~ConfigMap/istio", "wait", "-Sidecar/egress-mode", "wait",
         "~Deployment/web", "wait",
         "-VirtualService/client", "wait",
         "-VirtualService/gateway", "-DestinationRule/egress", "-Gateway/egress-istio-egressgateway",
@@ -85,7 +86,7 @@ def test_the_order_in_which_all_goes():
 def test_of_a_namespace_what_concerns_all_stays():
     steps, _kept = taken_back(EVERYTHING, "demo")
     assert [s for s in steps if s != "wait"] == [
-        "-Sidecar/egress-mode", "~Deployment/web", "-VirtualService/client", "-VirtualService/gateway", "-DestinationRule/egress",
+        "-NetworkPolicy/enforce", "-Sidecar/egress-mode", "~Deployment/web", "-VirtualService/client", "-VirtualService/gateway", "-DestinationRule/egress",
         "-Gateway/egress-istio-egressgateway", "-ServiceEntry/known", "-ServiceEntry/at-gateway",
     ]  # fmt: skip
 
