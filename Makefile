@@ -15,7 +15,7 @@ MESH := tests/cluster/mesh
 in_tree = export ANSIBLE_COLLECTIONS_PATH="$$(python tests/tooling/tree.py)";
 on_mesh = $(in_tree) $(if $(USER_CLUSTER),,export KUBECONFIG="$$($(MESH) kubeconfig)";)
 
-.PHONY: help setup demo test lint unit sanity api mesh mesh-up molecule docs matrix bench clean
+.PHONY: help setup demo test lint unit sanity api mesh mesh-up molecule docs release matrix bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -59,6 +59,12 @@ molecule: setup mesh-up ## one scenario per role against real proxies (make mole
 
 docs: setup ## the site of the documentation, below tests/output (about 15 s)
 	@$(in_tree) python tests/tooling/docs.py
+
+release: setup mesh-up ## the artifact: built, judged by galaxy-importer, installed into an empty venv, demo run from there (RELEASE=--every for all playbooks)
+	@$(on_mesh) python tests/tooling/release.py $(RELEASE)
+
+proof: setup mesh-up ## what explain says beside what requests do, under 300 random configurations (about 20 min)
+	@$(on_mesh) python tests/proof/prove.py $(PROOF)
 
 matrix: setup ## unit tests and sanity on each supported Python, kubernetes client and ansible-core found here (about 20 min)
 	@python tests/tooling/matrix.py

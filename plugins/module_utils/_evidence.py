@@ -20,6 +20,8 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._traffic impo
 
 BYPASS = "bypass"
 """Went around a sidecar that is there."""
+BY_RULES = ("mesh", "gateway", "gateway policy", "pod")
+"""Who stops a request by what somebody wrote, which can be named."""
 _DIRECT = ("registered", "passthrough", "no sidecar", BYPASS)
 _REFUSED = re.compile(r"refused|connect_error:_111", re.IGNORECASE)
 
@@ -88,15 +90,18 @@ def is_met(request: Request, verdict: Verdict, way: str | None) -> bool | None:
 
 
 def pair(requests: Iterable[tuple[Any, LogLine]], lines: Iterable[LogLine]) -> dict[Any, LogLine]:
-    """A gateway's lines by key, from (key, the sidecar's line): by request id, or by the connection between the two proxies."""
-    lines = list(lines)
-    by_id = {line.request_id: line for line in lines if line.request_id}
-    by_connection = {line.client: line for line in lines if not line.request_id}
-    found = {}
-    for key, line in requests:
-        match = by_id.get(line.request_id) if line.request_id else by_connection.get(line.upstream_local)
-        if match:
-            found[key] = match
+    """A gateway's lines by key, from (key, the sidecar's line).
+
+    They are about the same connection between the two proxies, and where that carries several requests, about the same one and not begun before
+    it. The request id is of no use: a gateway that takes its peers for the edge of the mesh makes a new one.
+    """
+    left, found = sorted(lines, key=lambda line: line.start), {}
+    for key, line in sorted(requests, key=lambda r: r[1].start):
+        for match in left:
+            if match.client == line.upstream_local and (match.request, match.authority) == (line.request, line.authority) and match.start >= line.start:
+                found[key] = match
+                left.remove(match)
+                break
     return found
 
 
@@ -176,6 +181,8 @@ def row(request: Request, answer: Answer, line: LogLine | None, found: Finding, 
         "way": found.way,
         "expect_via": request.via,
         "rule": request.rule or None,
+        "why": None,
+        "fix": None,
         "missing": list(found.missing),
         "gateway": evidence.gateway or None,
         "gateway_log": {
@@ -183,3 +190,10 @@ def row(request: Request, answer: Answer, line: LogLine | None, found: Finding, 
             "sni": passed.sni, "upstream_host": passed.upstream_host, "line": passed.line,
         } if passed else None,
     }  # fmt: skip
+
+
+def advice(row: Mapping[str, Any], told: Explanation | None) -> dict[str, Any]:
+    """The objects behind a result, and what to write; nothing where the proxies' configuration does not say what was seen (it changed since)."""
+    if told is None or told.verdict != row["verdict"] or (row["by"] == "far end"):
+        return {}
+    return {"why": told.reason, "fix": told.fix or None}

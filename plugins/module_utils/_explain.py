@@ -16,6 +16,7 @@ from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _path, _sidecars, _traffic
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import policy_of
 from ansible_collections.meshops.istio_egress.plugins.module_utils._path import Arrival, Call, Configuration, Passage
 
 SIDECAR, INIT = "istio-proxy", "istio-init"
@@ -422,6 +423,10 @@ class _Walker:
                 result.append((f"ServiceEntry {_name(e)}", self._why_not(e, named[0], host, port, winning, resource, instead)))
         return tuple(result)
 
+    def is_behind_gateway(self, name: str) -> bool:
+        """Whether an entry is this collection's record of a host for a gateway, which no client is meant to see."""
+        return any(f"ServiceEntry {_name(e)}" == name and "." in (policy_of(e) or "") for e in self.world.of("ServiceEntry"))
+
     def _why_not(self, entry: Any, named: str, host: str, port: int, winning: Any, resource: Any, instead: str) -> str:
         namespace = entry["metadata"]["namespace"]
         if not exported(entry, self.namespace):
@@ -535,12 +540,12 @@ class _SidecarWords:
         what = f"{call.host} port {call.port}"
         if p.cause == "mode":
             how = "answers 502 itself (route block_all)" if p.http else "closes the connection (BlackHoleCluster)"
-            near = [(name, why) for name, why in walker.others(call.host, call.port, "") if name]
+            near = [(name, why) for name, why in walker.others(call.host, call.port, "") if not walker.is_behind_gateway(name)]
             told = f"; {near[0][0]} names it, but: {near[0][1]}" if near else ""
             reason = (
                 f"{what} ({call.protocol}) is not declared for {walker.name}, and under mode REGISTRY_ONLY ({walker.mode_source()}) the sidecar {how}{told}."
             )
-            return reason, self._near_fix(near) or self._declare(address)
+            return reason, self._fix_of_mode(near, address)
         if p.cause == "cluster":
             return self._no_cluster()
         if p.cause == "endpoint":
@@ -556,16 +561,17 @@ class _SidecarWords:
     def _declare(self, address: str | None) -> str:
         return f"istio_egress_host with namespace: {self.walker.namespace}, hosts: [{host_entry(self.call, address)}]."
 
-    def _near_fix(self, near: list[tuple[str, str]]) -> str:
-        if not near:
-            return ""
-        name, why = near[0]
-        namespace = name.partition(" ")[2].partition("/")[0]
-        if why.startswith("not exported"):
-            return f"Export {name} to {self.walker.namespace} (istio_egress_host with namespace: {namespace}, export_to: [., {self.walker.namespace}])."
-        if "does not import" in why:
-            return f"Add {'./' if namespace == self.walker.namespace else namespace + '/'}{self.call.host} to egress.hosts of {why.split(' does')[0]}."
-        return ""
+    def _fix_of_mode(self, near: list[tuple[str, str]], address: str | None) -> str:
+        """What lets the host in: what hides an entry that there is, or an entry of one's own."""
+        declare = self._declare(address)
+        for name, why in near:
+            namespace = name.partition(" ")[2].partition("/")[0]
+            if "does not import" in why:
+                where = "." if namespace == self.walker.namespace else namespace
+                return f"Add {where}/{self.call.host} to egress.hosts of {why.split(' does')[0]}, which hides {name}."
+            if why.startswith("not exported"):
+                return f"{declare} Or have {name} exported to {self.walker.namespace} (export_to)."
+        return declare
 
     def _no_cluster(self) -> tuple[str, str]:
         p, decider = self.passage, self._decider()

@@ -59,7 +59,10 @@ class Prober:
             judged = _traffic.judge(request, answer, line, self._source.sidecar)
             evidence = self._evidence(request, answer, line, gateways.get(number), passed.get(number))
             found = _evidence.find(request, answer, line, judged, self._source.sidecar, evidence)
-            rows.append(_evidence.row(request, answer, line, found, evidence, attempt))
+            row = _evidence.row(request, answer, line, found, evidence, attempt)
+            if self._source.sidecar and (row["met"] is False or row["by"] in _evidence.BY_RULES):
+                row |= _evidence.advice(row, evidence.told or self._told(request, answer))
+            rows.append(row)
         return rows
 
     def _ask(self, requests: list[_traffic.Request], port: int) -> Answers:
@@ -173,7 +176,7 @@ class Prober:
         try:
             self._world = self._world or self._inquiry.world(self._source.namespace)
             sidecar = self._inquiry.configuration(self._pod)
-            return _explain.explain(call, [address], self._pod, self._source.container, sidecar, self._inquiry.neighbour, self._world)
+            return _explain.explain(call, [address] if address else None, self._pod, self._source.container, sidecar, self._inquiry.neighbour, self._world)
         except ClusterError as error:
             self._warn(f"The proxies' configuration could not be read ({error.status} {error.reason}): verdicts without a log line rest on what curl saw.")
             return None

@@ -368,7 +368,9 @@ class LogLine:
     upstream_local: str = ""
     failure: str = ""
     termination: str = ""
-    request_id: str = ""
+    request: str = ""
+    authority: str = ""
+    start: str = ""
 
     @property
     def host(self) -> str:
@@ -384,12 +386,12 @@ class LogLine:
 
 _TOKEN = re.compile(r'\[[^\]]*\]|"(?:[^"\\]|\\.)*"|\S+')
 _TEXT = {
-    "flags": 3, "details": 4, "termination": 5, "failure": 6, "request_id": 13, "upstream_host": 15,
+    "flags": 3, "details": 4, "termination": 5, "failure": 6, "authority": 14, "upstream_host": 15,
     "cluster": 16, "upstream_local": 17, "server": 18, "client": 19, "sni": 20, "route": 21,
 }  # fmt: skip
 """Places in Istio's default text format (istio/istio pkg/config/model, ``EnvoyTextLogFormat``)."""
 _JSON = {
-    "flags": "response_flags", "details": "response_code_details", "termination": "connection_termination_details", "request_id": "request_id",
+    "flags": "response_flags", "details": "response_code_details", "termination": "connection_termination_details", "authority": "authority",
     "failure": "upstream_transport_failure_reason", "upstream_host": "upstream_host",
     "cluster": "upstream_cluster", "upstream_local": "upstream_local_address", "server": "downstream_local_address",
     "client": "downstream_remote_address", "sni": "requested_server_name", "route": "route_name",
@@ -420,11 +422,13 @@ def _parse_line(line: str) -> LogLine | None:
         except ValueError:
             return None
         fields = {name: values.get(key) for name, key in _JSON.items()}
+        fields |= {"start": values.get("start_time"), "request": " ".join(str(values[k]) for k in ("method", "path") if values.get(k))}
     elif line.startswith("["):
         tokens = _TOKEN.findall(line)
         if len(tokens) <= max(_TEXT.values()):
             return None
         fields = {name: tokens[place].strip('"') for name, place in _TEXT.items()}
+        fields |= {"start": tokens[0].strip("[]"), "request": " ".join(word for word in tokens[1].strip('"').split()[:2] if word != "-")}
     else:
         return None
     return LogLine(line, **{name: "" if value in (None, "-") else str(value) for name, value in fields.items()})
@@ -599,10 +603,11 @@ _BY = {
 
 
 def complaint(rows: Sequence[Mapping[str, Any]], source: Source) -> str:
-    """The message of a task whose expectations were not all met: how many, and the rows of those."""
+    """The message of a task whose expectations were not all met: how many, the rows of those, and the objects behind them."""
     unmet = [r for r in rows if r["met"] is False]
     verb = "was" if len(unmet) == 1 else "were"
-    return "\n".join([f"{len(unmet)} of {len(rows)} requests {verb} not as expected (from pod {source.namespace}/{source.pod}):", *table(unmet)])
+    advice = [f"{r['url']}: {r['why']} {'Fix: ' + r['fix'] if r.get('fix') else ''}".rstrip() for r in unmet if r.get("why")]
+    return "\n".join([f"{len(unmet)} of {len(rows)} requests {verb} not as expected (from pod {source.namespace}/{source.pod}):", *table(unmet), *advice])
 
 
 def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:

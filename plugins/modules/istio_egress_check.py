@@ -202,6 +202,16 @@ checks:
       description: What a derived request proves. Null for one that was listed.
       type: str
       sample: a declared host on an undeclared port
+    why:
+      description:
+        - For a request that a rule stopped, or that did not meet its expectation, the object behind it, as M(meshops.istio_egress.istio_egress_explain)
+          names it. Null otherwise.
+      type: str
+      sample: ServiceEntry shared/cnn lets edition.cnn.com out directly, to 203.0.113.10:443.
+    fix:
+      description: What to write to have it otherwise. Null where there is nothing to say.
+      type: str
+      sample: "istio_egress_host with namespace: demo, hosts: [{host: www.google.com, ports: [443]}]."
     missing:
       description: Evidence that would have told more, and was not there.
       type: list

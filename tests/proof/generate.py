@@ -106,7 +106,7 @@ class _Maker:
 
     def make(self, tries: int) -> Scenario:
         self.sidecars()
-        if self.chance(0.6):
+        if self.chance(0.75):
             self.way_through_gateway()
         for _ in range(self.random.randint(1, 5)):
             self.entry()
@@ -251,7 +251,7 @@ class _Maker:
             parts += self.policies(host)
         for part in parts:
             self.add(part)
-        self.used += [(host, 80, "HTTP"), (host, 443, "TLS")] * 4
+        self.used += [(host, 80, "HTTP"), (host, 443, "TLS")] * 6
 
     def policies(self, host: str) -> list[Object]:
         cell = self.cell
@@ -286,8 +286,8 @@ class _Maker:
         self.used.append((host, 80, "HTTP"))
 
     def request(self) -> Try:
-        client = self.random.choices(list(CLIENTS), [12, 3, 3, 1])[0]
-        if self.used and self.chance(0.75):
+        client = self.random.choices(list(CLIENTS), [15, 3, 3, 1])[0]
+        if self.used and self.chance(0.85):
             host, port = self.random.choice(self.used)[:2]
         else:
             host = self.random.choice([*HOSTS, NOWHERE])

@@ -266,8 +266,8 @@ def test_the_json_format_says_the_same_as_the_text() -> None:
     entry = {
         "response_code": 502, "response_flags": "-", "response_code_details": "direct_response", "upstream_cluster": None, "upstream_host": None,
         "upstream_local_address": None, "downstream_remote_address": "10.244.0.6:42396", "downstream_local_address": "203.0.113.13:80",
-        "requested_server_name": None, "route_name": "block_all", "upstream_transport_failure_reason": None, "request_id": "582c0f2b-2738",
-        "connection_termination_details": None,
+        "requested_server_name": None, "route_name": "block_all", "upstream_transport_failure_reason": None, "authority": "other.example.com",
+        "connection_termination_details": None, "method": "GET", "path": "/", "start_time": "2026-11-22T02:19:19.722Z",
     }  # fmt: skip
     text, connection = logged("blocked http"), connection_of(LINES["blocked http"])
     found = traffic.parse_log(json.dumps(entry), [connection])[connection]
