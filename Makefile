@@ -15,7 +15,7 @@ MESH := tests/cluster/mesh
 in_tree = export ANSIBLE_COLLECTIONS_PATH="$$(python tests/tooling/tree.py)";
 on_mesh = $(in_tree) $(if $(USER_CLUSTER),,export KUBECONFIG="$$($(MESH) kubeconfig)";)
 
-.PHONY: help setup demo test lint unit sanity api mesh mesh-up molecule docs release matrix bench clean
+.PHONY: help setup demo test lint unit sanity api mesh mesh-up molecule docs release proof matrix bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
