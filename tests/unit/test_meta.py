@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 from tooling import tree
 
 MODULES = sorted(path.stem for path in (tree.CHECKOUT / "plugins" / "modules").glob("*.py"))
+ROLES = sorted(path.name for path in (tree.CHECKOUT / "roles").iterdir())
+PLAYBOOKS = sorted(path.stem for path in (tree.CHECKOUT / "playbooks").glob("*.yml"))
 BIN = Path(sys.executable).parent
 
 
@@ -47,6 +49,36 @@ def test_a_module_documents_its_attributes(documentation: dict[str, dict], name:
     attributes = documentation[f"meshops.istio_egress.{name}"]["doc"]["attributes"]
     assert attributes["action_group"]["membership"] == ["meshops.istio_egress.istio_egress"]
     assert attributes["check_mode"]["support"] and attributes["diff_mode"]["support"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_says_since_when_it_exists(documentation: dict[str, dict], name: str) -> None:
+    assert documentation[f"meshops.istio_egress.{name}"]["doc"]["version_added"]
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_the_arguments_of_a_role_are_its_defaults(name: str) -> None:
+    """A default stands in two files: one is what applies, the other what a reader of ansible-doc is told."""
+    options = load(f"roles/{name}/meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    assert {option: value["default"] for option, value in options.items() if "default" in value} == load(f"roles/{name}/defaults/main.yml")
+    assert [option for option in options if not option.startswith(f"{name}_")] == []
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_a_role_can_be_read_about_and_is_tried(name: str) -> None:
+    assert f"meshops.istio_egress.{name}" in (tree.CHECKOUT / "roles" / name / "README.md").read_text(encoding="utf-8")
+    assert load(f"roles/{name}/meta/main.yml")["galaxy_info"]["description"]
+    scenario = tree.CHECKOUT / "extensions" / "molecule" / name
+    assert {path.name for path in scenario.glob("*.yml")} >= {"molecule.yml", "converge.yml", "verify.yml", "cleanup.yml"}
+    assert f"meshops.istio_egress.{name}" in (scenario / "converge.yml").read_text(encoding="utf-8")
+
+
+def test_pages_name_every_module_playbook_and_role() -> None:
+    readme, playbooks, rights = ((tree.CHECKOUT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/scenarios.md", "docs/rbac.md"))
+    assert [name for name in MODULES if f"`{name}`" not in readme] == []
+    assert [name for name in MODULES if f"## {name}\n" not in rights] == []
+    assert [name for name in PLAYBOOKS if f"`{name}`" not in playbooks] == []
+    assert [name for name in ROLES if f"roles/{name}/README.md" not in readme] == []
 
 
 def requirements(path: str) -> Iterator[Requirement]:
