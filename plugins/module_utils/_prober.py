@@ -170,8 +170,9 @@ class Prober:
     def _told(self, request: _traffic.Request, answer: _traffic.Answer) -> _explain.Explanation | None:
         """What the proxies' configuration says of a request that no log line tells about."""
         path = "/" + request.url.partition("://")[2].partition("/")[2]
-        protocol = {"http": _path.HTTP, "https": _path.TLS, "tcp": _path.TCP}[request.scheme]
-        call = _path.Call(protocol, request.host.lower(), request.port, path)
+        scheme, host, port = request.target
+        protocol = {"http": _path.HTTP, "https": _path.TLS, "tcp": _path.TCP}[scheme]
+        call = _path.Call(protocol, host.lower(), port, path)
         address = answer.connection[1].rpartition(":")[0].strip("[]") if answer.connection else None
         try:
             self._world = self._world or self._inquiry.world(self._source.namespace)

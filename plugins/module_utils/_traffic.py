@@ -40,7 +40,7 @@ class TrafficError(EgressError):
 class Request:
     """One request to make. `expect` is ``allowed``, ``blocked`` or None; `via` is ``direct``, ``gateway`` or None, and asks for ``allowed``.
 
-    `at` is another host, whose address is dialled; `rule` says what a derived request proves.
+    `proxy` is the URL of an HTTP proxy that is asked for it. `at` is another host, whose address is dialled; `rule` says what a derived request proves.
     """
 
     url: str
@@ -51,10 +51,20 @@ class Request:
     via: str | None = None
     at: str = ""
     rule: str = ""
+    proxy: str = ""
+
+    @property
+    def target(self) -> tuple[str, str, int]:
+        """Scheme, host and port of the connection that the workload makes: to a proxy it is TCP for the mesh, which sees nothing of what lies behind."""
+        if not self.proxy:
+            return self.scheme, self.host, self.port
+        parts = urlsplit(self.proxy)
+        return "tcp", parts.hostname or "", parts.port or 0
 
 
 _PORTS = {"http": 80, "https": 443, "tcp": None}
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]+")
+_PROXY = re.compile(r"http://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}/?")
 EXPECTATIONS = ("allowed", "blocked")
 WAYS = ("direct", "gateway")
 
@@ -77,16 +87,18 @@ def parse_requests(items: Iterable[Any]) -> tuple[Request, ...]:
 def _request(entry: Any) -> Request:
     if not isinstance(entry, Mapping) or not entry.get("url"):
         raise TrafficError(f"A request is a URL or a dictionary with the key url, not {entry!r}.\nExample: {{url: https://www.google.com/, expect: allowed}}.")
-    unknown = sorted(str(key) for key in set(entry) - {"url", "expect", "via"})
-    url, expect, via = str(entry["url"]).strip(), entry.get("expect"), entry.get("via")
+    unknown = sorted(str(key) for key in set(entry) - {"url", "expect", "via", "proxy"})
+    url, expect, via, proxy = str(entry["url"]).strip(), entry.get("expect"), entry.get("via"), str(entry.get("proxy") or "").strip()
     if unknown:
-        raise TrafficError(f'{url}: a request has no key "{unknown[0]}".\nKeys are url, expect and via.')
+        raise TrafficError(f'{url}: a request has no key "{unknown[0]}".\nKeys are url, expect, via and proxy.')
     if via is not None and via not in WAYS:
         raise TrafficError(f'{url}: "{via}" is not a way.\nUse direct or gateway, or leave via out where the way does not matter.')
     if via is not None and expect == "blocked":
         raise TrafficError(f"{url}: a request that is to be blocked takes no way.\nLeave via out, or expect allowed.")
     if expect is not None and expect not in EXPECTATIONS:
         raise TrafficError(f'{url}: "{expect}" cannot be expected.\nUse allowed or blocked, or leave expect out to get a report alone.')
+    if proxy and not _PROXY.fullmatch(proxy):
+        raise TrafficError(f'{url}: "{proxy}" is not a proxy.\nWrite http://HOST:PORT, without user name and password.')
     try:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
@@ -100,7 +112,9 @@ def _request(entry: Any) -> Request:
         raise TrafficError(f"{url!r} is not a URL that can be sent as it is.\nUse a host name or IP address, and percent-encode what is not a plain character.")
     if scheme == "tcp" and (port is None or parts.path.strip("/") or parts.query):
         raise TrafficError(f"{url}: a TCP request is a host and a port.\nWrite tcp://{host}:{port or 5432}.")
-    return Request(url, scheme, host, port if port is not None else _PORTS[scheme] or 0, expect or ("allowed" if via else None), via)
+    if scheme == "tcp" and proxy:
+        raise TrafficError(f"{url}: a TCP connection is made without a proxy.\nAsk for https://{host}:{port}/, or leave proxy out.")
+    return Request(url, scheme, host, port if port is not None else _PORTS[scheme] or 0, expect or ("allowed" if via else None), via, proxy=proxy)
 
 
 # -- who asks -----------------------------------------------------------------------------------------------------------------------
@@ -208,11 +222,11 @@ def command(requests: Sequence[Request], timeout: int, insecure: bool, token: st
         "-w", f"\\n{token}" + "".join(f"\\t%{{{name}}}" for name in _FIELDS) + "\\t",
     ]  # fmt: skip
     script = (
-        f"p={port}; for url; do case $url in telnet:*) t={min(timeout, HOLD)};; *) t={timeout};; esac; "
-        f'curl {shlex.join(options)} --max-time $t --local-port $p-$((p+{PORTS_EACH - 1})) "$url"; '
+        f"p={port}; for each; do proxy=${{each% *}}; url=${{each#* }}; case $url in telnet:*) t={min(timeout, HOLD)};; *) t={timeout};; esac; "
+        f'curl {shlex.join(options)} --max-time $t --local-port $p-$((p+{PORTS_EACH - 1})) ${{proxy:+-x "$proxy"}} "$url"; '
         f"printf '{token} %s\\n' $?; echo {token} >&2; p=$((p+{PORTS_EACH})); done"
     )
-    return ["sh", "-c", script, "sh", *(_curl_url(request) for request in requests)]
+    return ["sh", "-c", script, "sh", *(f"{request.proxy} {_curl_url(request)}" for request in requests)]
 
 
 def seconds_at_most(requests: Sequence[Request], timeout: int) -> int:
@@ -463,7 +477,7 @@ _PASSTHROUGH = ("PassthroughCluster", "AllowAnyDynamicDNSCluster")
 def judge(request: Request, answer: Answer, line: LogLine | None, sidecar: bool) -> Verdict:
     """The verdict on one request, from curl's answer and the sidecar's log line (None when there is none)."""
     if answer.rc in _RESOLVE:
-        return _blocked("dns", f"{request.host} has no address: {answer.error}")
+        return _blocked("dns", f"{request.target[1]} has no address: {answer.error}")
     if line:
         return _judge_logged(request, answer, line)
     return _judge_unlogged(request, answer, sidecar)
@@ -474,7 +488,7 @@ def _judge_logged(request: Request, answer: Answer, line: LogLine) -> Verdict:
     behind = "unknown" if via == "gateway" else "far end"  # who stopped what went on from the sidecar's next hop
     next_hop = line.upstream_host or "the next hop"
     if line.cluster == "BlackHoleCluster":
-        return _blocked("mesh", f"no host is declared for port {request.port}: BlackHoleCluster, flags {line.flags}")
+        return _blocked("mesh", f"no host is declared for port {request.target[2]}: BlackHoleCluster, flags {line.flags}")
     if line.route == "block_all":
         return _blocked("mesh", f"the host is not declared: route block_all, {line.details}")
     if "UF" in flags:
@@ -531,7 +545,8 @@ def _via(request: Request, line: LogLine) -> str:
         return "passthrough"
     if not line.host:
         return "unknown"
-    named = line.host == request.host or line.host.startswith(f"{request.host}.") or line.host.startswith("*.")
+    host = request.target[1]
+    named = line.host == host or line.host.startswith(f"{host}.") or line.host.startswith("*.")
     return "gateway" if ".svc." in line.host and not named else "registered"
 
 
@@ -552,6 +567,7 @@ def row(request: Request, answer: Answer, line: LogLine | None, verdict: Verdict
     """One row of the result, evidence included."""
     return {
         "url": request.url,
+        "proxy": request.proxy or None,
         "result": str(answer.status) if answer.status else _tcp_result(answer) if request.scheme == "tcp" else f"exit {answer.rc}",
         "verdict": verdict.word,
         "by": verdict.by,
@@ -591,7 +607,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         expected = "-" if wanted is None else wanted if r["met"] else f"{wanted}: NO"
         seen = f"; the far end saw {r['seen_as']}" if r["seen_as"] else ""
         way = f"gateway {r['way']}" if r.get("way") not in (None, "direct", "gateway") else r["via"] or "-"
-        lines.append((r["url"], r["result"], verdict, expected, way, r["reason"] + seen))
+        lines.append((r["url"] + (" by proxy" if r.get("proxy") else ""), r["result"], verdict, expected, way, r["reason"] + seen))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
     return ["  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]) for line in lines]
 

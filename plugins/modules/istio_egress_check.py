@@ -63,6 +63,11 @@ options:
           - It implies O(requests[].expect=allowed).
         type: str
         choices: [direct, gateway]
+      proxy:
+        description:
+          - An HTTP proxy that is asked for the URL, as V(http://proxy.example.com:3128). For C(https) it is asked with CONNECT.
+          - The mesh sees a TCP connection to the proxy, so the verdict is about that, and about what came back through it.
+        type: str
   refuse_others:
     description:
       - With derived requests, whether hosts and ports that a ServiceEntry of another owner opens for the namespace must be refused, since no declared
@@ -161,6 +166,10 @@ checks:
       description: The request.
       type: str
       sample: https://www.google.com/
+    proxy:
+      description: The proxy that was asked for it. Null without one.
+      type: str
+      sample: http://proxy.example.com:3128
     result:
       description: Status, or curl's exit code when there was no HTTP answer; V(open), V(closed) or the exit code for TCP.
       type: str

@@ -91,6 +91,9 @@ def test_requests_come_as_dictionaries_strings_and_the_text_of_a_survey() -> Non
         ({"url": "http://a.example/", "expect": "maybe"}, '"maybe" cannot be expected'),
         ({"url": "http://a.example/", "by": "gateway"}, 'no key "by"'),
         ({"url": "http://a.example/", "via": "somebody"}, '"somebody" is not a way'),
+        ({"url": "http://a.example/", "proxy": "proxy.example:3128"}, '"proxy.example:3128" is not a proxy'),
+        ({"url": "http://a.example/", "proxy": "http://user:x@proxy.example:3128"}, "without user name and password"),
+        ({"url": "tcp://a.example:5432", "proxy": "http://proxy.example:3128"}, "made without a proxy"),
         ({"url": "http://a.example/", "via": "gateway", "expect": "blocked"}, "takes no way"),
         ({"host": "a.example"}, "with the key url"),
         ("  ", "no request to make"),
@@ -227,17 +230,19 @@ def test_the_command_runs_curl_once_per_request_and_keeps_outputs_apart(tmp_path
     curl = tmp_path / "curl"
     curl.write_text('#!/bin/sh\nprintf "%s\\n" "$@"; for last; do :; done; echo "error of $last" >&2; exit 7\n')
     curl.chmod(0o755)
-    asked = traffic.parse_requests(["http://a.example/?x=$HOME&y='1'", "tcp://[2001:db8::1]:5432"])
+    proxied = {"url": "https://b.example/", "proxy": "http://proxy.example:3128"}
+    asked = traffic.parse_requests(["http://a.example/?x=$HOME&y='1'", "tcp://[2001:db8::1]:5432", proxied])
     command = traffic.command(asked, 5, insecure, "7f3a", 10000)
     ran = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
-    first, second, rest = ran.stdout.split("7f3a 7\n")
+    first, second, third, rest = ran.stdout.split("7f3a 7\n")
     assert rest == ""
     assert first.splitlines()[-5:] == ["--max-time", "5", "--local-port", "10000-10003", "http://a.example/?x=$HOME&y='1'"]
     assert second.splitlines()[-5:] == ["--max-time", str(traffic.HOLD), "--local-port", "10004-10007", "telnet://[2001:db8::1]:5432"]
+    assert third.splitlines()[-3:] == ["-x", "http://proxy.example:3128", "https://b.example/"]
     assert ("-k" in first.splitlines()) == insecure
     assert {"-q", "-g", "-i", "-v"} < set(first.splitlines())
     assert "\\n7f3a\\t%{http_code}\\t%{local_ip}" in first
-    assert ran.stderr == "error of http://a.example/?x=$HOME&y='1'\n7f3a\nerror of telnet://[2001:db8::1]:5432\n7f3a\n"
+    assert ran.stderr == "error of http://a.example/?x=$HOME&y='1'\n7f3a\nerror of telnet://[2001:db8::1]:5432\n7f3a\nerror of https://b.example/\n7f3a\n"
 
 
 # -- the log ------------------------------------------------------------------------------------------------------------------------
