@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils import _gateway
+from ansible_collections.meshops.istio_egress.plugins.module_utils import _gateway, _sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._explain import exported
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import owner_of, policy_of, read_service_entry
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HTTP_PROTOCOLS, IP_DOMAIN, TLS_PROTOCOLS, HostEntry, Port
@@ -20,6 +20,8 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._traffic impo
 
 UNDECLARED = "undeclared.invalid"
 """A name that nobody can declare (RFC 2606). It is asked for at the address of a declared host, so that no DNS has a part in the refusal."""
+MOST_OF_OTHERS = 50
+"""Requests for what other owners open: in a large mesh many entries are exported to all."""
 SPARE_PORTS = (8443, 9443, 10443, 11443)
 
 
@@ -29,11 +31,12 @@ class Derived:
     notes: tuple[str, ...]
 
 
-def derive(entries: Iterable[Mapping[str, Any]], namespace: str, refuses: bool, others: bool) -> Derived:
+def derive(entries: Iterable[Mapping[str, Any]], namespace: str, refuses: bool, others: bool, sidecar: Mapping[str, Any] | None = None) -> Derived:
     """The requests for all hosts that this collection declared for a namespace.
 
     `refuses` says whether undeclared hosts are refused there at all, else there are no refusals to prove. With `others`, what entries of other owners
-    open beyond the declared hosts must be refused, too. Raises TrafficError when nothing is declared.
+    open beyond the declared hosts must be refused, too, as far as the workload's Sidecar
+    resource imports them. Raises TrafficError when nothing is declared.
     """
     entries = [e for e in entries if e["spec"].get("hosts")]
     through = [r.entry for r in _gateway.read_routes(entries) if namespace in r.clients or not r.clients]
@@ -49,7 +52,10 @@ def derive(entries: Iterable[Mapping[str, Any]], namespace: str, refuses: bool, 
     requests = [r for entry in direct for r in _allowed(entry, "direct", notes)] + [r for entry in through for r in _allowed(entry, "gateway", notes)]
     if refuses:
         declared = [*direct, *through]
-        requests += [*_refused(declared), *(_opened_by_others(entries, namespace, declared) if others else ())]
+        opened = _opened_by_others(entries, namespace, declared, sidecar) if others else []
+        requests += [*_refused(declared), *opened[:MOST_OF_OTHERS]]
+        if len(opened) > MOST_OF_OTHERS:
+            notes.append(f"Entries of other owners open {len(opened)} more hosts and ports; {MOST_OF_OTHERS} of them were tried (istio_egress_info lists all).")
     else:
         notes.append(f"Undeclared hosts are let out in namespace {namespace} (its mode is not REGISTRY_ONLY), so no refusal was tried.")
     return Derived(tuple(dict.fromkeys(requests)), tuple(notes))
@@ -104,7 +110,7 @@ def _refused(entries: list[HostEntry]) -> list[Request]:
     return result
 
 
-def _opened_by_others(entries: Iterable[Mapping[str, Any]], namespace: str, declared: list[HostEntry]) -> list[Request]:
+def _opened_by_others(entries: Iterable[Mapping[str, Any]], namespace: str, declared: list[HostEntry], sidecar: Mapping[str, Any] | None) -> list[Request]:
     """A request for each host and port that an entry of another owner opens for the namespace, and no declared entry does."""
     ours = {(e.host, p.number) for e in declared for p in e.ports}
     result = []
@@ -114,6 +120,8 @@ def _opened_by_others(entries: Iterable[Mapping[str, Any]], namespace: str, decl
         rule = f"opened by ServiceEntry {obj['metadata']['namespace']}/{obj['metadata']['name']} ({owner_of(obj)}), not by a declared host"
         for host in obj["spec"]["hosts"]:
             if host.startswith("*") or ".svc." in host:
+                continue
+            if sidecar is not None and not _sidecars.imports(sidecar, namespace, host, obj["metadata"]["namespace"]):
                 continue
             for port in obj["spec"].get("ports") or ():
                 known = Port(port["number"], port.get("protocol") or "TCP")

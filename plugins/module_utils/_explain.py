@@ -212,7 +212,7 @@ def around(pod: Mapping[str, Any], container: str, address: str | None, port: in
     user = (own.get("securityContext") or {}).get("runAsUser", (spec.get("securityContext") or {}).get("runAsUser"))
     if user == 1337:
         return f"container {container} runs as user 1337, the sidecar's own, which is not redirected", ""
-    rules = _redirection(pod)
+    rules = redirection(pod)
     if rules.get("mode") == "NONE":
         return "the pod's redirection is switched off (interceptionMode NONE)", ""
     if str(port) in rules["exclude_ports"]:
@@ -228,7 +228,8 @@ def around(pod: Mapping[str, Any], container: str, address: str | None, port: in
     return "", ""
 
 
-def _redirection(pod: Mapping[str, Any]) -> dict[str, Any]:
+def redirection(pod: Mapping[str, Any]) -> dict[str, Any]:
+    """Which connections of a pod go to its sidecar: mode, and ranges and ports that are included and excluded."""
     init = next((c for c in pod["spec"].get("initContainers") or () if c["name"] == INIT), None)
     if init is None:
         notes = pod["metadata"].get("annotations") or {}
@@ -286,7 +287,7 @@ class _Walker:
 
     @property
     def name(self) -> str:
-        return _name(self.pod)
+        return name_of(self.pod)
 
     def no_name(self) -> Explanation:
         hop = Hop("pod", self.name, f"{self.call.host} has no address in DNS")
@@ -329,8 +330,8 @@ class _Walker:
             return self._out(result, passage, address, count)
         endpoint, neighbour = there
         if neighbour.proxy is None:
-            hop = Hop("workload", _name(neighbour.pod), f"a pod of the cluster, {endpoint.address}:{endpoint.port}")
-            reason = f"{self.call.host} is {_name(neighbour.pod)}, a workload of the cluster, not a far end outside."
+            hop = Hop("workload", name_of(neighbour.pod), f"a pod of the cluster, {endpoint.address}:{endpoint.port}")
+            reason = f"{self.call.host} is {name_of(neighbour.pod)}, a workload of the cluster, not a far end outside."
             return replace(result, reason=reason, path=(*result.path, hop), address=endpoint.address)
         if count >= MOST_PROXIES:
             reason = "The gateways send it from one to another without an end."
@@ -341,7 +342,7 @@ class _Walker:
         arrival = Arrival(passage.call or self.call, endpoint.address, endpoint.port, passage.envelope, peer)
         then = _path.through(neighbour.proxy, arrival, False, identity(neighbour.pod))
         words = _GatewayWords(self, then, passage, neighbour.pod)
-        result = replace(result, via=_name(neighbour.pod), path=(*result.path, *words.hops(endpoint)), notes=(*result.notes, *then.notes))
+        result = replace(result, via=name_of(neighbour.pod), path=(*result.path, *words.hops(endpoint)), notes=(*result.notes, *then.notes))
         if then.stopped:
             reason, fix = words.stopped()
             return replace(result, verdict="blocked", by="gateway policy" if then.cause == "policy" else "gateway", reason=reason, fix=fix)
@@ -390,7 +391,7 @@ class _Walker:
         """Who sets the mode: the Sidecar of the pod, or the mesh."""
         resource = self.world.sidecar_of(self.pod)
         if _sidecars.mode_of(resource):
-            return f"Sidecar {_name(resource)}"
+            return f"Sidecar {name_of(resource)}"
         return f"the mesh's own, ConfigMap {self.world.root_namespace}/istio"
 
     def _entry(self, passage: Passage) -> str:
@@ -407,32 +408,32 @@ class _Walker:
         found = [e for e in found if (e["metadata"]["namespace"] == namespace if namespace else exported(e, self.namespace))]
         found.sort(key=lambda e: not any(p["number"] == port for p in e["spec"].get("ports") or ()))
         if found:
-            return f"ServiceEntry {_name(found[0])}"
+            return f"ServiceEntry {name_of(found[0])}"
         return f"Service {namespace}/{host.split('.')[0]}" if ".svc." in host else ""
 
     def others(self, host: str, port: int, winner: str, instead: str = "") -> tuple[tuple[str, str], ...]:
         """The ServiceEntries that name the host, or cover it, and did not decide, each with the reason; `instead` is what decided in their place."""
         resource, winning = self.world.sidecar_of(self.pod), None
         for e in self.world.of("ServiceEntry"):
-            if f"ServiceEntry {_name(e)}" == winner:
+            if f"ServiceEntry {name_of(e)}" == winner:
                 winning = e
         result = []
         for e in self.world.of("ServiceEntry"):
             named = [h for h in e["spec"].get("hosts") or () if _covers(h, host)]
             if named and e is not winning:
-                result.append((f"ServiceEntry {_name(e)}", self._why_not(e, named[0], host, port, winning, resource, instead)))
+                result.append((f"ServiceEntry {name_of(e)}", self._why_not(e, named[0], host, port, winning, resource, instead)))
         return tuple(result)
 
     def is_behind_gateway(self, name: str) -> bool:
         """Whether an entry is this collection's record of a host for a gateway, which no client is meant to see."""
-        return any(f"ServiceEntry {_name(e)}" == name and "." in (policy_of(e) or "") for e in self.world.of("ServiceEntry"))
+        return any(f"ServiceEntry {name_of(e)}" == name and "." in (policy_of(e) or "") for e in self.world.of("ServiceEntry"))
 
     def _why_not(self, entry: Any, named: str, host: str, port: int, winning: Any, resource: Any, instead: str) -> str:
         namespace = entry["metadata"]["namespace"]
         if not exported(entry, self.namespace):
             return f"not exported to namespace {self.namespace} (exportTo {', '.join(entry['spec'].get('exportTo') or ['*'])})"
         if resource is not None and not _sidecars.imports(resource, self.namespace, named, namespace):
-            return f"Sidecar {_name(resource)} does not import it"
+            return f"Sidecar {name_of(resource)} does not import it"
         ports = {p["number"]: p.get("protocol") or "TCP" for p in entry["spec"].get("ports") or ()}
         if port not in ports:
             return f"it has no port {port}"
@@ -448,7 +449,7 @@ class _Walker:
         """The VirtualServices of the mesh that name the host and did not decide."""
         result, won = [], False
         for v in self.world.of("VirtualService"):
-            spec, name = v["spec"], f"VirtualService {_name(v)}"
+            spec, name = v["spec"], f"VirtualService {name_of(v)}"
             if name == winner:
                 won = True
             elif any(_covers(h, host) for h in spec.get("hosts") or ()) and "mesh" in (spec.get("gateways") or ["mesh"]):
@@ -471,7 +472,8 @@ def _covers(pattern: str, host: str) -> bool:
     return pattern in ("*", host) or (pattern.startswith("*.") and host.endswith(pattern[1:]) and host != pattern[2:])
 
 
-def _name(obj: Mapping[str, Any]) -> str:
+def name_of(obj: Mapping[str, Any]) -> str:
+    """``namespace/name`` of an object."""
     return f"{obj['metadata']['namespace']}/{obj['metadata']['name']}"
 
 
@@ -609,7 +611,7 @@ class _GatewayWords:
         self.gateways = [g for g in walker.world.of("Gateway") if _selects(g["spec"].get("selector") or {}, pod)]
 
     def hops(self, endpoint: _path.Endpoint) -> list[Hop]:
-        p, at = self.passage, _name(self.pod)
+        p, at = self.passage, name_of(self.pod)
         way = "the mesh's TLS" if self.before.envelope and self.before.envelope.principal else "no TLS of the mesh"
         if not p.listener:
             return [Hop("gateway", at, f"{endpoint.address}:{endpoint.port}: {p.stopped}")]
@@ -634,22 +636,22 @@ class _GatewayWords:
             return f"Gateway {named[2]}/{named[1]}"
         route = self._virtual_service()
         bound = {_reference(g, route["metadata"]["namespace"]) for g in route["spec"].get("gateways") or ()} if route else None
-        fitting = [_name(g) for g in self.gateways if bound is None or _name(g) in bound]
+        fitting = [name_of(g) for g in self.gateways if bound is None or name_of(g) in bound]
         return ", ".join(f"Gateway {n}" for n in fitting[:3])
 
     def route(self) -> str:
         route = self._virtual_service()
-        return f"VirtualService {_name(route)}" if route else ""
+        return f"VirtualService {name_of(route)}" if route else ""
 
     def _virtual_service(self) -> Mapping[str, Any] | None:
         """By pilot's own reference; TLS and TCP routes of a gateway have none, so by what they say."""
         named = _pretty(self.passage.config)
-        ours = {_name(g) for g in self.gateways}
+        ours = {name_of(g) for g in self.gateways}
         destination = self.passage.cluster.rpartition("|")[2]
         sni = self.before.envelope.sni if self.before.envelope else self.walker.call.sni
         for v in self.walker.world.of("VirtualService"):
             spec = v["spec"]
-            if named == f"VirtualService {_name(v)}":
+            if named == f"VirtualService {name_of(v)}":
                 return v
             if named or self.passage.http or not ours & {_reference(g, v["metadata"]["namespace"]) for g in spec.get("gateways") or ()}:
                 continue
@@ -667,12 +669,12 @@ class _GatewayWords:
         for a in self.walker.world.of("AuthorizationPolicy"):
             spec, here = a.get("spec") or {}, a["metadata"]["namespace"] in (self.pod["metadata"]["namespace"], self.walker.world.root_namespace)
             if here and spec.get("action", "ALLOW") == "ALLOW" and _selects((spec.get("selector") or {}).get("matchLabels") or {}, self.pod):
-                found.append(f"AuthorizationPolicy {_name(a)}")
+                found.append(f"AuthorizationPolicy {name_of(a)}")
         return ", ".join(found[:3])
 
     def stopped(self) -> tuple[str, str]:
         p, call, namespace = self.passage, self.walker.call, self.walker.namespace
-        at = f"gateway {_name(self.pod)}"
+        at = f"gateway {name_of(self.pod)}"
         send = f"istio_egress_gateway with namespace: {namespace}, hosts: [{host_entry(call, None)}]"
         if p.cause == "policy":
             who = self.before.envelope.principal if self.before.envelope else ""

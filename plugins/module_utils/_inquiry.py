@@ -80,6 +80,14 @@ class Inquiry:
                 return _explain.Neighbour(pod, self.configuration(pod) if routers([pod]) else None)
         return None
 
+    def serves(self, namespace: str, service: str) -> bool:
+        """Whether a gateway proxy behind a Service is ready."""
+        found = self._cluster.get("Service", namespace, service)
+        selector = ((found or {}).get("spec") or {}).get("selector") or {}
+        return bool(selector) and any(
+            proxy.ready and all(proxy.labels.get(key) == value for key, value in selector.items()) for proxy in routers(self.pods(namespace))
+        )
+
     def gateway_addresses(self) -> dict[str, str]:
         """The gateway pods (namespace/pod) that were met so far, by address."""
         found = {}

@@ -335,7 +335,7 @@ def derived(inquiry: Inquiry, source: _traffic.Source, pod: dict, others: bool) 
     refuses = (
         source.sidecar and _explain.explain(nowhere, [nowhere.host], pod, source.container, inquiry.configuration(pod), inquiry.neighbour, world).by == "mesh"
     )
-    return _derive.derive(world.of("ServiceEntry"), source.namespace, refuses, others)
+    return _derive.derive(world.of("ServiceEntry"), source.namespace, refuses, others, world.sidecar_of(pod))
 
 
 def main() -> None:

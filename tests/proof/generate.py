@@ -51,6 +51,11 @@ class Cell:
         return f"{self.name}-gateway"
 
     @property
+    def all(self) -> list[str]:
+        """Whom an entry for everybody is exported to: a mesh may be shared, and what is tried here must not reach others."""
+        return [self.clients, self.team, self.gateway]
+
+    @property
     def gateway_host(self) -> str:
         return f"gw.{self.gateway}.svc.cluster.local"
 
@@ -164,7 +169,7 @@ class _Maker:
             endpoints = [{"address": self.address()}]
         if resolution == "DNS" and self.chance(0.15):
             endpoints = [{"address": self.random.choice([*HOSTS, NOWHERE])}]
-        export = self.random.choice([None, ["."], ["*"], [cell.clients], [cell.team], [cell.gateway]])
+        export = self.random.choice([cell.all, cell.all, ["."], [cell.clients], [cell.team], [cell.gateway]])
         self.add(
             _object(
                 "ServiceEntry", namespace, self.name("entry"), hosts=hosts, ports=list(ports.values()), location="MESH_EXTERNAL",
@@ -195,7 +200,7 @@ class _Maker:
         else:
             rules.append({"match": [{"port": port}], "route": [target]})
         namespace = self.random.choice([cell.clients, cell.clients, cell.team])
-        export = self.random.choice([None, ["."], ["*"]])
+        export = self.random.choice([cell.all, ["."]])
         self.add(_object("VirtualService", namespace, self.name("route"), hosts=[host], gateways=["mesh"], exportTo=export, **{kind: rules}))
         self.used.append((host, port, kind.upper()))
 
@@ -208,7 +213,7 @@ class _Maker:
         parts: list[Object] = []
         entry = {"hosts": [host], "location": "MESH_EXTERNAL", "ports": [_port(80, "HTTP"), _port(443, "TLS")]}
         shared = self.chance(0.4)
-        exported = [cell.gateway] if wrong == "export" else None if self.chance(0.5) else [cell.clients, cell.gateway]
+        exported = [cell.gateway] if wrong == "export" else cell.all if self.chance(0.5) else [cell.clients, cell.gateway]
         if shared:
             parts.append(
                 _object("ServiceEntry", self.random.choice([cell.clients, cell.gateway]), self.name("host"), **entry, resolution="DNS", exportTo=exported)
@@ -279,7 +284,7 @@ class _Maker:
         cell, host = self.cell, self.random.choice(HOSTS)
         namespace = self.random.choice([cell.clients, cell.gateway])
         ports = [_port(80, "HTTP", 443)]
-        self.add(_object("ServiceEntry", namespace, self.name("tls"), hosts=[host], ports=ports, resolution="DNS", location="MESH_EXTERNAL", exportTo=None))
+        self.add(_object("ServiceEntry", namespace, self.name("tls"), hosts=[host], ports=ports, resolution="DNS", location="MESH_EXTERNAL", exportTo=cell.all))
         mode = self.random.choice(["SIMPLE", "SIMPLE", "ISTIO_MUTUAL"])
         tls = {"mode": mode, **({"sni": host} if mode == "SIMPLE" else {})}
         self.add(_object("DestinationRule", namespace, self.name("tls"), host=host, trafficPolicy={"tls": tls}))

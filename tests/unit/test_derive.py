@@ -67,6 +67,9 @@ def test_what_another_owner_opens_beyond_the_declared_hosts_must_be_refused() ->
     assert "http://a.example/" not in opened
     assert wanted([*ours, foreign()], others=False) == wanted(ours)
     assert wanted([*ours, foreign(exportTo=["."])]) == wanted(ours)
+    narrow = {"metadata": {"name": "default", "namespace": "demo"}, "spec": {"egress": [{"hosts": ["./*", "team/a.example"]}]}}
+    seen = {r.url for r in derive([*ours, foreign()], "demo", True, True, narrow).requests}
+    assert "https://a.example/" in seen and "http://c.example/" not in seen
 
 
 def test_nothing_declared_is_an_error_with_a_way_out() -> None:
