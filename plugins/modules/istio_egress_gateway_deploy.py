@@ -74,7 +74,8 @@ options:
     type: int
   read_secrets:
     description:
-      - Whether the gateway's account may read the Secrets of its namespace, which TLS origination with C(credentialName) needs.
+      - Whether the gateway's account may read the Secrets of its namespace. istiod hands a gateway the key of a client certificate (C(credentialName)) only
+        then; a CA certificate alone it hands out without. A change takes effect when istiod asks again, after one to five minutes.
       - The account that runs the task must have these rights itself, or the right to C(escalate).
     type: bool
     default: true

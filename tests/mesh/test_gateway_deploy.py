@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_workload import KINDS
 from api.modules import wait_until
 from mesh.load import Load, Stream, process_of
+from mesh.test_gateway import certificate
 
 DEPLOY, GATEWAY = "istio_egress_gateway_deploy", "istio_egress_gateway"
 HTTP, TLS = "httpbin.org", "www.google.com"
@@ -60,6 +63,24 @@ def test_the_far_end_sees_the_gateway(through, cluster, place):
     assert {through.curl(url).body["client"] for url in (f"http://{HTTP}/", f"https://{TLS}/")} <= addresses(cluster, place)
 
 
+def test_istiod_hands_it_the_key_of_a_client_certificate(deployed, place, cluster, api, tmp_path):
+    """As TLS origination with a client certificate needs; for that its account has to have the right to read Secrets."""
+    data = {name: base64.b64encode(content).decode() for name, content in certificate(tmp_path, "client").items()}
+    api.create({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "client", "namespace": place}, "data": data})
+    metadata, istio = {"name": "mutual", "namespace": place}, {"apiVersion": "networking.istio.io/v1"}
+    entry = {"hosts": ["www.cnn.com"], "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}], "resolution": "DNS", "exportTo": ["."]}
+    rule = {"host": "www.cnn.com", "exportTo": ["."], "trafficPolicy": {"tls": {"mode": "MUTUAL", "credentialName": "client"}}}
+    for kind, spec in (("ServiceEntry", entry), ("DestinationRule", rule)):
+        api.create({**istio, "kind": kind, "metadata": metadata, "spec": spec})
+    [pod] = [p["metadata"]["name"] for p in cluster.list("Pod", place)]
+
+    def has_key():
+        ask = ["pilot-agent", "request", "GET", "config_dump?resource=dynamic_active_secrets"]
+        return '"name": "kubernetes://client"' in cluster.exec(place, pod, "istio-proxy", ask)[1]
+
+    wait_until(has_key, "the gateway to have the key", 60)
+
+
 def test_a_second_run_finds_it_and_changes_nothing(deployed, place, run_module):
     for arguments in ({}, {"replicas": 1}, {"name": "istio-egressgateway"}):
         result = run_module(DEPLOY, namespace=place, **arguments)
@@ -69,9 +90,9 @@ def test_a_second_run_finds_it_and_changes_nothing(deployed, place, run_module):
 def test_it_grows_and_restarts_under_load_without_a_lost_request(through, deployed, place, run_module, cluster, api, own_mesh, capsys):
     at = {host: through.curl(f"{scheme}://{host}/").address for scheme, host in (("http", HTTP), ("https", TLS))}
     streams = [  # not kept TLS connections: they end with the old pods, and hold them up until then
-        Stream("HTTP new", HTTP, at[HTTP], tls=False, kept=False, rate=30),
-        Stream("HTTP kept", HTTP, at[HTTP], tls=False, kept=True, rate=30),
-        Stream("TLS new", TLS, at[TLS], tls=True, kept=False, rate=30),
+        Stream("HTTP new", HTTP, at[HTTP], tls=False, kept=False, rate=20),
+        Stream("HTTP kept", HTTP, at[HTTP], tls=False, kept=True, rate=20),
+        Stream("TLS new", TLS, at[TLS], tls=True, kept=False, rate=20),
     ]
     with Load(process_of(through.uid), streams, own_mesh.cache.far_ca, LONGEST) as load:
         load.mark("grow to 2")
