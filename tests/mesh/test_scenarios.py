@@ -1,0 +1,80 @@
+"""The playbooks beyond the first three, by name, on real proxies: each proves itself, a second run writes nothing, and cleanup takes all of it back.
+
+All run in one namespace, in the order of this file. What a playbook reports must be what the sidecar, or the far end, wrote about the same requests.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from api.modules import Account, ApiServer
+from cluster.onemachine import farend
+from mesh.test_playbooks import Runner, log_since, statuses, tls_clusters
+
+EN, DE, EN_HTTP = "https://en.wikipedia.org/", "https://de.wikipedia.org/", "http://en.wikipedia.org/"
+GOOGLE, CNN, HTTPBIN = "https://www.google.com/", "https://edition.cnn.com/", "http://httpbin.org/headers"
+WILDCARD = {EN: "200", DE: "200", EN_HTTP: "200", GOOGLE: "exit 35", HTTPBIN: "502"}
+PROXY = {GOOGLE: "200", CNN: "200", EN: "exit 35", HTTPBIN: "502"}
+
+
+@pytest.fixture(scope="module")
+def runner(kubeconfig: Path, api: ApiServer) -> Iterator[Runner]:
+    namespace = f"scenarios-{secrets.token_hex(3)}"
+    try:
+        if api.audit_log.exists():
+            with Account(api) as account:
+                yield Runner(namespace, kubeconfig, account)
+        else:
+            yield Runner(namespace, kubeconfig, None)
+    finally:
+        api.delete("Namespace", None, namespace)
+
+
+def twice(runner: Runner, playbook: str, results: dict[str, str]) -> float:
+    """Runs a playbook for the first and the second time. When the second run began."""
+    first = runner.play(playbook)
+    assert (first.code, first.results) == (0, results), first.text
+    assert first.changed > 0
+    start = time.time()
+    second = runner.play(playbook)
+    assert (second.code, second.changed, second.writes, second.results) == (0, 0, [], results), second.text
+    return start
+
+
+def test_wildcard_hosts(runner: Runner, cluster) -> None:
+    start = twice(runner, "wildcard_hosts", WILDCARD)
+    log = log_since(cluster, runner.namespace, start)
+    assert sorted(tls_clusters(log)) == ["BlackHoleCluster", *["outbound|443||*.wikipedia.org"] * 2]
+    assert statuses(log, "en.wikipedia.org", "/") == ["200"]
+
+
+def test_corporate_proxy(runner: Runner, cluster, own_mesh) -> None:
+    start = twice(runner, "corporate_proxy", PROXY)
+    log = log_since(cluster, runner.namespace, start)
+    proxied = [line for line in log if f":{farend.PROXY_PORT}" in line]
+    assert [re.search(r" (outbound\S+|\S+Cluster) ", line)[1] for line in proxied] == [f"outbound|{farend.PROXY_PORT}||{farend.PROXY_HOST}"] * 2
+    seen = [r for r in map(json.loads, farend.requests(own_mesh, time.time() - start)) if r["host"] in ("www.google.com", "edition.cnn.com")]
+    assert {r["client"] for r in seen} == {farend.DEFAULT_HOSTS[farend.PROXY_HOST]} and len(seen) >= 2
+
+
+def test_ip_bypass(runner: Runner, cluster) -> None:
+    start = twice(runner, "ip_bypass", {HTTPBIN: "200", GOOGLE: "200"})
+    assert log_since(cluster, runner.namespace, start) == []
+
+
+def test_cleanup_leaves_nothing(runner: Runner, api: ApiServer) -> None:
+    listed = runner.play("cleanup", "--check")
+    assert listed.code == 0 and [w for w in listed.writes if "(dry run)" not in w] == [], listed.text
+    assert api.read("Namespace", None, runner.namespace)
+    gone = runner.play("cleanup")
+    assert gone.code == 0 and gone.changed > 0, gone.text
+    assert api.read("Namespace", None, runner.namespace) is None
+    lines = [line for line in listed.text.splitlines() if re.match(r'\s+"[-~] ', line)]
+    assert len(lines) >= 3 and all(line in gone.text for line in lines)
