@@ -1,0 +1,95 @@
+"""The playbooks of gateways, by name, on real proxies: each proves itself and prints the path, and undo takes all of it back but the gateway.
+
+All run in one namespace, in the order of this file; each takes the place of the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from api.modules import Account, ApiServer
+from cluster.onemachine import farend, pki
+from mesh.test_playbooks import CNN, HTTPBIN, Runner, log_since, statuses, tls_clusters
+
+CNN_TLS = "https://edition.cnn.com/"
+HOPS = ("pod", "sidecar", "route", "cluster", "gateway", "gateway route", "host")
+
+
+@pytest.fixture(scope="module")
+def runner(kubeconfig: Path, api: ApiServer) -> Iterator[Runner]:
+    namespace = f"by-gateway-{secrets.token_hex(3)}"
+    try:
+        if api.audit_log.exists():
+            with Account(api) as account:
+                yield Runner(namespace, kubeconfig, account)
+        else:
+            yield Runner(namespace, kubeconfig, None)
+    finally:
+        api.delete("Namespace", None, namespace)
+
+
+def of_gateway(api: ApiServer, namespace: str) -> list[str]:
+    """What stands for the namespace beside a gateway."""
+    kinds = ("ServiceEntry", "VirtualService", "AuthorizationPolicy")
+    found = [(o["metadata"].get("labels") or {}, f"{kind} {o['metadata']['name']}") for kind in kinds for o in api.list(kind)]
+    return [name for labels, name in found if labels.get("istio-egress.meshops.io/scope") == namespace]
+
+
+def hops(text: str, url: str) -> tuple[str, ...]:
+    """The hops of the printed path of a URL."""
+    path = text.partition(f'"{url}",')[2].partition("==>")[0]
+    return tuple(m[1].strip() for m in re.finditer(r'" \|    (\w[\w ]{,13}?)  ', path))
+
+
+def test_egress_gateway(runner: Runner, cluster) -> None:
+    results = {CNN: "301", CNN_TLS: "200", HTTPBIN: "502"}
+    first = runner.play("egress_gateway")
+    assert (first.code, first.results) == (0, results), first.text
+    assert hops(first.text, "http://edition.cnn.com:80") == HOPS, first.text
+    assert hops(first.text, "tls://edition.cnn.com:443") == tuple(h for h in HOPS if h != "route"), first.text
+    assert "[VirtualService istio-system/egress-istio-egressgateway-gateway." in first.text
+    start = time.time()
+    again = runner.play("egress_gateway")
+    assert (again.code, again.changed, again.writes, again.results) == (0, 0, [], results), again.text
+    log = log_since(cluster, runner.namespace, start)
+    assert statuses(log, "edition.cnn.com", "/politics") == ["301"]
+    assert tls_clusters(log) == ["outbound|443|plain|istio-egressgateway.istio-system.svc.cluster.local"]
+
+
+def test_mutual_tls_origination(runner: Runner, own_mesh, tmp_path: Path) -> None:
+    pki.authority(tmp_path / "own-ca.crt", tmp_path / "own-ca.key", "clients")
+    pki.leaf(tmp_path / "tls.crt", tmp_path / "tls.key", "/CN=client of cnn", (tmp_path / "own-ca.crt", tmp_path / "own-ca.key"))
+    files = {"egress_certificate_file": tmp_path / "tls.crt", "egress_key_file": tmp_path / "tls.key", "egress_ca_file": own_mesh.cache.far_ca}
+    files = {name: str(path) for name, path in files.items()}
+    start = time.time()
+    run = runner.play("mutual_tls_origination", egress_credential=f"client-{runner.namespace}", **files)
+    assert (run.code, run.results) == (0, {CNN: "200", HTTPBIN: "502", "https://edition.cnn.com/politics": "exit 35"}), run.text
+    seen = [r for r in map(json.loads, farend.requests(own_mesh, time.time() - start)) if r["host"] == "edition.cnn.com"]
+    assert [(r["scheme"], r["certificate"]) for r in seen] == [("https", "CN=client of cnn")]
+
+
+def test_tls_origination(runner: Runner) -> None:
+    run = runner.play("tls_origination")
+    assert (run.code, run.results) == (0, {CNN: "200", HTTPBIN: "502", "https://edition.cnn.com/politics": "exit 35"}), run.text
+
+
+def test_tcp_through_gateway(runner: Runner) -> None:
+    run = runner.play("tcp_through_gateway")
+    open_, other = "tcp://203.0.113.13:5432", "tcp://203.0.113.13:9000"
+    assert (run.code, run.results) == (0, {open_: "open", other: "closed", HTTPBIN: "502"}), run.text
+
+
+def test_undo_leaves_nothing(runner: Runner, api: ApiServer) -> None:
+    assert of_gateway(api, runner.namespace)
+    undo = runner.play("mutual_tls_origination", egress_undo="yes", egress_certificate_file="any")
+    assert (undo.code, undo.changed > 0) == (0, True), undo.text
+    assert of_gateway(api, runner.namespace) == []
+    assert api.read("Namespace", None, runner.namespace) is None
+    assert not [o for o in api.list("Secret", "istio-system") if o["metadata"]["name"] == f"client-{runner.namespace}"]
