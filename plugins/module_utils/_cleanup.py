@@ -24,10 +24,10 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._policy impor
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet")
 ROUTING = ("VirtualService", "DestinationRule", "Gateway", "AuthorizationPolicy")
 """What makes up the ways through gateways, in the order in which it can go when no client takes them any more."""
-KINDS = (*dict.fromkeys(("NetworkPolicy", "Sidecar", "ServiceEntry", *ROUTING, *_gateway_workload.KINDS, *WORKLOADS)), "ConfigMap")
+KINDS = (*dict.fromkeys(("NetworkPolicy", "Sidecar", "ServiceEntry", *ROUTING, *_gateway_workload.KINDS, *WORKLOADS)), "Secret", "ConfigMap")
 
 Live = Mapping[str, list[Object]]
-"""All objects by kind, of every kind in KINDS; of ConfigMaps those of the control plane's namespace."""
+"""All objects by kind, of every kind in KINDS; of ConfigMaps those of the control plane's namespace, of Secrets those with our label."""
 
 
 def plan(live: Live, namespace: str | None, istio_namespace: str) -> tuple[Plan, list[str]]:
@@ -46,6 +46,7 @@ def plan(live: Live, namespace: str | None, istio_namespace: str) -> tuple[Plan,
     for place, policy in sorted({(o["metadata"]["namespace"], policy_of(o)) for o in ours["ServiceEntry"] if policy_of(o)}):
         steps += plan_hosts((), live["ServiceEntry"], place, policy).steps
     steps += [Change(o, None) for o in ours["ServiceEntry"] if not policy_of(o)]
+    steps += [Change(o, None, "certificates that a gateway showed") for o in ours["Secret"]]
     for kind in reversed(_gateway_workload.KINDS):
         for obj in filter(_gateway_workload.is_ours, ours[kind]):
             users = _users(obj, [v for v in live["VirtualService"] if v not in ours["VirtualService"]])

@@ -196,6 +196,7 @@ def _text(obj: Mapping[str, Any] | None) -> str:
     if obj is None:
         return ""
     noise = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp")
-    shown = {k: v for k, v in obj.items() if k not in ("status", "metadata")}
+    hidden = ("status", "metadata", *(("data", "stringData") if obj.get("kind") == "Secret" else ()))
+    shown = {k: v for k, v in obj.items() if k not in hidden}
     metadata = {k: v for k, v in obj["metadata"].items() if k not in noise}
     return yaml.safe_dump({"apiVersion": shown.pop("apiVersion", None), "kind": shown.pop("kind", None), "metadata": metadata, **shown}, sort_keys=False)

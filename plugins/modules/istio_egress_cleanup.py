@@ -89,6 +89,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import
 from ansible_collections.meshops.istio_egress.plugins.module_utils._bypass import Injection, Rollout
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS, EgressModule
+from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import MANAGED_BY, MANAGED_BY_LABEL
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Watcher
 from ansible_collections.meshops.istio_egress.plugins.module_utils._rollouts import Onlooker
 
@@ -102,8 +103,10 @@ def main() -> None:
         cluster, kept = module.cluster(), []
 
         def make_plan() -> _plan.Plan:
-            live = {kind: _list(cluster, kind, params) for kind in _cleanup.KINDS}
-            plan, kept[:] = _cleanup.plan(live, params["namespace"], params["istio_namespace"])
+            live = {kind: _list(cluster, kind, params) for kind in _cleanup.KINDS if kind != "Secret"}
+            secrets, unseen = _secrets(cluster)
+            plan, stays = _cleanup.plan({**live, "Secret": secrets}, params["namespace"], params["istio_namespace"])
+            kept[:] = stays + unseen
             return plan
 
         watcher = Watcher(cluster, params["wait_timeout"], params["istio_namespace"])
@@ -125,6 +128,16 @@ def _list(cluster: Cluster, kind: str, params: dict) -> list:
         if error.status == 404:
             return []
         raise
+
+
+def _secrets(cluster: Cluster) -> tuple[list, list[str]]:
+    """The Secrets with our label; what is said where the account may not list any."""
+    try:
+        return cluster.list("Secret", labels=f"{MANAGED_BY_LABEL}={MANAGED_BY}"), []
+    except ClusterError as error:
+        if error.status != 403:
+            raise
+        return [], ["Secrets of the collection stay, if there are any, since the account may not list secrets"]
 
 
 if __name__ == "__main__":

@@ -71,6 +71,17 @@ def test_a_cluster_is_as_it_was_before(account: Account, istio: str) -> None:
     assert (again["changed"], again.attempts) == (False, [])
 
 
+def test_a_secret_goes_unseen(account: Account, istio: str) -> None:
+    labels = {"app.kubernetes.io/managed-by": "istio-egress"}
+    for name, marks in (("ours", labels), ("theirs", {})):
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": istio, "labels": marks}, "stringData": {"tls.key": "hush"}}
+        account.server.create(secret)
+    done = account.run(CLEANUP, diff=True, istio_namespace=istio, wait=False, namespace=istio)
+    assert [(o["kind"], o["name"]) for o in done["objects"]] == [("Secret", "ours")]
+    assert "aHVzaA==" not in str(dict(done)), "the key is in the diff"
+    assert [s["metadata"]["name"] for s in account.server.list("Secret", istio)] == ["theirs"]
+
+
 PORT = {"number": 80, "name": "http", "protocol": "HTTP"}
 
 

@@ -66,7 +66,7 @@ def set_ranges(workload):
 EVERYTHING = [
     obj("NetworkPolicy", "enforce"), set_mode(MESH), SIDECAR, set_ranges(WEB), client_leg("client"), gateway_leg("gateway"), SHARED,
     entry("known", scope="known"), entry("at-gateway", "istio-system", scope="demo"), obj("DestinationRule", "egress"),
-    *map(gateway_part, ("Service", "Deployment", "ServiceAccount")),
+    obj("Secret", "certificate", "istio-system", "web", "demo"), *map(gateway_part, ("Service", "Deployment", "ServiceAccount")),
 ]  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def test_the_order_in_which_all_goes():
         "~Deployment/web", "wait",
         "-VirtualService/client", "wait",
         "-VirtualService/gateway", "-DestinationRule/egress", "-Gateway/egress-istio-egressgateway",
-        "-ServiceEntry/known", "wait", "-ServiceEntry/at-gateway", "wait",
+        "-ServiceEntry/known", "wait", "-ServiceEntry/at-gateway", "wait", "-Secret/certificate",
         "-Service/istio-egressgateway", "-Deployment/istio-egressgateway", "-ServiceAccount/istio-egressgateway",
     ]  # fmt: skip
 
@@ -87,7 +87,7 @@ def test_of_a_namespace_what_concerns_all_stays():
     steps, _kept = taken_back(EVERYTHING, "demo")
     assert [s for s in steps if s != "wait"] == [
         "-NetworkPolicy/enforce", "-Sidecar/egress-mode", "~Deployment/web", "-VirtualService/client", "-VirtualService/gateway", "-DestinationRule/egress",
-        "-Gateway/egress-istio-egressgateway", "-ServiceEntry/known", "-ServiceEntry/at-gateway",
+        "-Gateway/egress-istio-egressgateway", "-ServiceEntry/known", "-ServiceEntry/at-gateway", "-Secret/certificate",
     ]  # fmt: skip
 
 
