@@ -476,7 +476,7 @@ _PASSTHROUGH = ("PassthroughCluster", "AllowAnyDynamicDNSCluster")
 
 def judge(request: Request, answer: Answer, line: LogLine | None, sidecar: bool) -> Verdict:
     """The verdict on one request, from curl's answer and the sidecar's log line (None when there is none)."""
-    if answer.rc in _RESOLVE:
+    if answer.rc in _RESOLVE or (not answer.connection and "Resolving timed out" in (answer.error or "")):
         return _blocked("dns", f"{request.target[1]} has no address: {answer.error}")
     if line:
         return _judge_logged(request, answer, line)
