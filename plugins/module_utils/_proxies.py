@@ -122,7 +122,11 @@ class Watcher:
                 f"{word} {_few(what)}" for word, what in (("does not have", [*missing, *cold]), ("does not route", stray), ("still has", left)) if what
             )
 
-        return self.wait(there, test, excused, bool(wait.clusters or wait.gateways))
+        seconds = self.wait(there, test, excused, bool(wait.clusters or wait.gateways))
+        if wait.gateways and self.proxies["looked_at"] and not self.proxies["following"]:  # all of them went meanwhile; perhaps others came
+            del self._proxies[wait.namespaces, True]
+            return round(seconds + self.follow(wait), 2)
+        return seconds
 
     def shadow_denied(self, namespace: str, selector: tuple[tuple[str, str], ...]) -> int:
         """How often the ready gateway proxies with these labels let through what an AuthorizationPolicy in dry run would have refused, since they started.

@@ -51,7 +51,6 @@ def test_nobody_is_sent_to_a_gateway_that_is_down(gateway, client, run_module, a
         run_module(DEPLOY, namespace=place, name=NAME, replicas=1)  # also mends what somebody took away
 
 
-@pytest.mark.xfail(reason="Watcher.follow takes a gateway that is gone for one that follows", raises=AssertionError)
 def test_a_gateway_that_dies_during_the_task_gets_nobody(gateway, client, run_module, api, cluster, own_mesh):
     """It hears nothing of the hosts from istiod, so that the task waits for it; then it is killed."""
     place = gateway.partition("/")[0]
