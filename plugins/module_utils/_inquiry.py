@@ -9,7 +9,6 @@ It reads through `_cluster`, several things at a time; what they mean is `_expla
 from __future__ import annotations
 
 import ipaddress
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,7 +16,7 @@ from urllib.parse import quote
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _explain, _path
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import CONTAINER, routers
+from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import CONTAINER, ask_for, routers
 
 RESOLVE = (
     'h=$1; if command -v getent >/dev/null; then getent ahostsv4 "$h" || getent ahosts "$h"; '
@@ -64,10 +63,7 @@ class Inquiry:
         def ask(resource: str, names: str) -> list[Mapping[str, Any]]:
             eds = "include_eds&" if resource == "dynamic_endpoint_configs" else ""
             path = f"config_dump?{eds}resource={resource}&name_regex={quote(names)}"
-            code, out, err = self._cluster.exec(namespace, name, CONTAINER, ["pilot-agent", "request", "GET", path])
-            if code:
-                raise ClusterError(0, f"exit {code}", err.strip() or out.strip(), "ask the proxy of", "Pod", namespace, name)
-            return json.loads(out or "{}").get("configs") or []
+            return ask_for(self._cluster, namespace, name, path).get("configs") or []
 
         if (namespace, name) not in self._proxies:
             self._proxies[namespace, name] = _path.Configuration(ask)

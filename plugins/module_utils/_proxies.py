@@ -22,6 +22,8 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import 
 
 CONTAINER = "istio-proxy"
 PARALLEL = 8
+ANSWERS = 3
+"""How often a proxy is asked whose answers break off."""
 SAMPLE = 100
 """How many sidecars are read at the most; of more, every n-th is, and the result says how many were looked at."""
 
@@ -81,6 +83,24 @@ def _revision(metadata: Mapping[str, Any]) -> str:
         return json.loads((metadata.get("annotations") or {}).get("sidecar.istio.io/status") or "{}").get("revision") or ""
     except ValueError:
         return ""
+
+
+def ask(cluster: Cluster, namespace: str, pod: str, path: str) -> str:
+    """What the proxy of a pod answers to a GET of its admin interface. Raises ClusterError."""
+    code, out, err = cluster.exec(namespace, pod, CONTAINER, ["pilot-agent", "request", "GET", path])
+    if code:
+        raise ClusterError(0, f"exit {code}", err.strip() or out.strip(), "ask the proxy of", "Pod", namespace, pod)
+    return out
+
+
+def ask_for(cluster: Cluster, namespace: str, pod: str, path: str) -> dict[str, Any]:
+    """The same as an object; asked again when the answer breaks off, which a busy node does to long ones now and then."""
+    for _attempt in range(ANSWERS):
+        try:
+            return json.loads(ask(cluster, namespace, pod, path) or "{}")
+        except ValueError:
+            continue
+    raise ClusterError(0, "Incomplete", f"its answer broke off {ANSWERS} times", "ask the proxy of", "Pod", namespace, pod)
 
 
 class Watcher:
@@ -207,8 +227,8 @@ class Watcher:
         """The proxy's configuration now, with its warm clusters when asked for. Raises ClusterError where it cannot be read."""
         configs: list[Any] = []
         for resource in (*_envoy.RESOURCES, *([_envoy.CLUSTERS] if clusters else ())):
-            configs += json.loads(self._ask(proxy, f"config_dump?resource={resource}") or "{}").get("configs") or []
-        warming = json.loads(self._ask(proxy, f"config_dump?resource={_envoy.WARMING}") or "{}").get("configs") or []
+            configs += ask_for(self._cluster, proxy.namespace, proxy.pod, f"config_dump?resource={resource}").get("configs") or []
+        warming = ask_for(self._cluster, proxy.namespace, proxy.pod, f"config_dump?resource={_envoy.WARMING}").get("configs") or []
         return _envoy.read({"configs": configs, "warming": warming})
 
     def concerned(self, namespaces: tuple[str, ...], gateways: bool = False) -> list[Proxy]:
@@ -243,14 +263,11 @@ class Watcher:
 
     def _drain_time(self, proxy: Proxy) -> float:
         """Seconds that the proxy was started with (45 unless the mesh says otherwise)."""
-        options = json.loads(self._ask(proxy, "server_info")).get("command_line_options") or {}
+        options = ask_for(self._cluster, proxy.namespace, proxy.pod, "server_info").get("command_line_options") or {}
         return float(str(options.get("drain_time", "45s")).rstrip("s"))
 
     def _ask(self, proxy: Proxy, path: str) -> str:
-        code, out, err = self._cluster.exec(proxy.namespace, proxy.pod, CONTAINER, ["pilot-agent", "request", "GET", path])
-        if code:
-            raise ClusterError(0, f"exit {code}", err.strip() or out.strip(), "ask the proxy of", "Pod", proxy.namespace, proxy.pod)
-        return out
+        return ask(self._cluster, proxy.namespace, proxy.pod, path)
 
     def _overridden(self, proxy: Proxy, wait: Wait) -> str:
         """Why a sidecar does not take its mode from what `wait` waits for; empty when it does."""
