@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import random
+import re
 import secrets
 import sys
 import threading
@@ -24,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tooling import tree
@@ -32,6 +34,7 @@ sys.path.insert(0, str(tree.link()))
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _explain, _path, _traffic
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._inquiry import Inquiry
+from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import ask_for
 from api.modules import ApiServer
 from proof.generate import CLIENTS, Cell, Object, Scenario, Try, marker, scenario
 
@@ -156,9 +159,9 @@ class Prover:
 
     def _follow(self, made: Scenario) -> None:
         deadline, name = time.monotonic() + 60, f"outbound|7||m{made.seed}.marker.test"
-        while True:
-            if all(_has(dump, name) for dump in self._dumps().values()):
-                return
+        proxied = [pod["metadata"] for client, pod in self.pods.items() if CLIENTS.get(client, {}) is not None]
+        query = f"config_dump?resource=dynamic_active_clusters&name_regex={quote(re.escape(name))}"
+        while not all(ask_for(self.cluster, pod["namespace"], pod["name"], query).get("configs") for pod in proxied):
             if time.monotonic() > deadline:
                 raise SystemExit(f"cell {self.cell.name}: the proxies did not follow within 60 s (seed {made.seed})")
             time.sleep(0.3)
@@ -168,9 +171,7 @@ class Prover:
 
         def one(name: str) -> Any:
             pod = self.pods[name]["metadata"]
-            query = ["pilot-agent", "request", "GET", "config_dump?include_eds"]
-            _code, out, _err = self.cluster.exec(pod["namespace"], pod["name"], "istio-proxy", query)
-            return json.loads(out)
+            return ask_for(self.cluster, pod["namespace"], pod["name"], "config_dump?include_eds")
 
         names = [name for name in self.pods if CLIENTS.get(name, {}) is not None]
         with ThreadPoolExecutor(len(names)) as pool:
@@ -251,10 +252,6 @@ class Prover:
 def _core(said: _explain.Explanation) -> tuple[str, ...]:
     """What is compared with what was seen; names of objects that others make meanwhile are not."""
     return said.verdict, said.by, said.via, said.address, said.cluster
-
-
-def _has(dump: Any, cluster: str) -> bool:
-    return _path.Configuration(_path.whole(dump)).cluster(cluster) is not None
 
 
 def _seen(answer: _traffic.Answer, line: _traffic.LogLine | None) -> Seen:
