@@ -34,6 +34,13 @@ options:
     description:
       - Container that has C(sh) and C(curl) 7.54 or newer. By default the first one that is not C(istio-proxy).
     type: str
+  image:
+    description:
+      - Image with C(sh), C(sleep) and C(curl), such as V(docker.io/curlimages/curl:8.16.0). Where the workload's container has no curl, a short-lived pod of
+        it makes the requests, with the workload's labels, service account, DNS and injection. It is never ready, so no Service sends it traffic, and is
+        removed before the task ends.
+      - Without it, such a container is an error. In check mode no pod is made, either.
+    type: str
   requests:
     description:
       - What to ask for. An item is a dictionary, or a string of one or more URLs separated by white space, as the text field of a survey gives them.
@@ -95,6 +102,7 @@ options:
     type: int
     default: 2
 notes:
+  - A short-lived pod needs the rights to C(get), C(create) and C(delete) C(pods) besides.
   - Needs the rights to C(list) C(pods), C(create) C(pods/exec) and C(get) C(pods/log) in O(namespace), and in the namespace of an egress gateway for what
     that one says. Without the last, or where access logs are off, verdicts rest on what curl saw and on the proxies' own configuration, and say so.
 extends_documentation_fragment:
@@ -309,15 +317,19 @@ pod:
 
 import time
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils import _derive, _explain, _path, _traffic
+from ansible_collections.meshops.istio_egress.plugins.module_utils import _derive, _explain, _path, _short_lived, _traffic
 from ansible_collections.meshops.istio_egress.plugins.module_utils._inquiry import Inquiry
 from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, EgressModule
 from ansible_collections.meshops.istio_egress.plugins.module_utils._prober import Prober
+
+START_WAIT = 60
+"""Seconds for a short-lived pod to start."""
 
 OPTIONS = {
     "namespace": {"type": "str", "required": True},
     "workload": {"type": "str", "default": "sleep"},
     "container": {"type": "str"},
+    "image": {"type": "str"},
     "requests": {"type": "list", "elements": "raw"},
     "refuse_others": {"type": "bool", "default": True},
     "timeout": {"type": "int", "default": 10},
@@ -338,6 +350,19 @@ def derived(inquiry: Inquiry, source: _traffic.Source, pod: dict, others: bool) 
     return _derive.derive(world.of("ServiceEntry"), source.namespace, refuses, others, world.sidecar_of(pod))
 
 
+def ask(prober: Prober, requests: list[_traffic.Request], retries: int, delay: int) -> list[dict]:
+    """The rows of all requests; those that do not meet their expectation are asked again."""
+    rows = prober.rows(requests, 1)
+    for attempt in range(2, retries + 2):
+        again = [i for i, row in enumerate(rows) if row["met"] is False]
+        if not again:
+            break
+        time.sleep(delay)
+        for i, row in zip(again, prober.rows([requests[i] for i in again], attempt), strict=True):
+            rows[i] = row
+    return rows
+
+
 def main() -> None:
     module = EgressModule(OPTIONS)
     params, namespace = module.params, module.params["namespace"]
@@ -351,16 +376,13 @@ def main() -> None:
         source = _traffic.choose_source(inquiry.pods(namespace), namespace, params["workload"], params["container"])
         pod = next(p for p in inquiry.pods(namespace) if p["metadata"]["name"] == source.pod)
         made = _derive.Derived(listed, ()) if listed else derived(inquiry, source, pod, params["refuse_others"])
-        requests = list(made.requests)
-        prober = Prober(cluster, inquiry, source, pod, params["timeout"], params["insecure"])
-        rows = prober.rows(requests, 1)
-        for attempt in range(2, params["retries"] + 2):
-            again = [i for i, row in enumerate(rows) if row["met"] is False]
-            if not again:
-                break
-            time.sleep(params["delay"])
-            for i, row in zip(again, prober.rows([requests[i] for i in again], attempt), strict=True):
-                rows[i] = row
+        if params["image"] and not module.check_mode and not _short_lived.has_client(cluster, source):
+            with _short_lived.stand_in(cluster, pod, params["image"], START_WAIT) as (source, pod):
+                prober = Prober(cluster, inquiry, source, pod, params["timeout"], params["insecure"])
+                rows = ask(prober, list(made.requests), params["retries"], params["delay"])
+        else:
+            prober = Prober(cluster, inquiry, source, pod, params["timeout"], params["insecure"])
+            rows = ask(prober, list(made.requests), params["retries"], params["delay"])
         module.warn_all(prober.warnings + inquiry.warnings + _traffic.warnings(rows) + list(made.notes))
         result = {"checks": rows, "table": _traffic.table(rows), "notes": list(made.notes), "pod": source.pod}
         result["passed"] = all(row["met"] is not False for row in rows)

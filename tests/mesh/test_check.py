@@ -68,6 +68,7 @@ NO_CURL = {
 NO_SHELL = {"env": [{"name": "PATH", "value": "/nowhere"}], "command": ["/bin/sleep", "infinity"]}
 OBJECTS = [
     workload("open"), workload("closed"), workload("quiet"), workload("bare", sidecar=False, nocurl=NO_CURL, nosh=NO_SHELL),
+    workload("curlless", curlless={**NO_CURL}), mode("curlless", "REGISTRY_ONLY"),
     mode("open", "ALLOW_ANY"), mode("closed", "REGISTRY_ONLY"), mode("quiet", "REGISTRY_ONLY"),
     istio("Telemetry", "quiet", "telemetry", selector={"matchLabels": {"app": "quiet"}}, accessLogging=[{"providers": [{"name": "envoy"}], "disabled": True}]),
     declared("http", "httpbin.org", ("HTTP", 80)),
@@ -199,7 +200,7 @@ def pods(api: client.ApiClient, far_end: Callable[..., None], check: Check) -> I
             found = core.list_namespaced_pod(NAMESPACE).items
             return {pod.metadata.labels["app"]: pod for pod in found if any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions or [])}
 
-        until("pods ready", lambda: set(ready()) == set(SEEN))
+        until("pods ready", lambda: set(ready()) == {*SEEN, "curlless"})
         in_force = [{"url": f"https://{BEHIND}/", "expect": "allowed"}, {"url": "http://www.wikipedia.org/", "expect": "blocked"}]
         check(workload="open", requests=in_force, retries=10)
         yield ready()
@@ -313,6 +314,16 @@ def test_a_hundred_requests_stay_exact_and_quick(pods: dict[str, client.V1Pod], 
     assert [row["by"] for row in result["checks"]] == [None, None, "mesh", "mesh"] * 25
     assert len({row["log"]["line"] for row in result["checks"]}) == 100
     assert seconds < 60  # 15 s is the aim on an idle machine
+
+
+def test_a_workload_without_curl_is_asked_for_by_a_short_lived_pod(api: client.ApiClient, pods: dict[str, client.V1Pod], check: Check) -> None:
+    core = client.CoreV1Api(api)
+    requests = [{"url": "http://httpbin.org/", "via": "direct"}, {"url": "http://other.example.com/", "expect": "blocked"}]
+    result = check(workload="curlless", image=IMAGE, requests=requests, retries=3)
+    assert result["pod"].startswith("egress-check-")
+    assert [(row["verdict"], row["by"]) for row in result["checks"]] == [("allowed", None), ("blocked", "mesh")]
+    left = {pod.metadata.name for pod in core.list_namespaced_pod(NAMESPACE, label_selector="app=curlless").items if not pod.metadata.deletion_timestamp}
+    assert left == {pods["curlless"].metadata.name}
 
 
 @pytest.mark.parametrize(
