@@ -9,6 +9,7 @@ It reads through `_cluster`, several things at a time; what they mean is `_expla
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,6 +26,11 @@ RESOLVE = (
     'elif command -v nslookup >/dev/null; then nslookup "$h" | sed -n "/^Name/,\\$s/^Address[^:]*: *//p"; else exit 99; fi'
 )
 """Looks a name up with what a container has, as its programs would; exit 99 where it has nothing."""
+
+
+SLOW_LOOKUP, LOOKUPS = 3.0, 3
+"""A lookup without a result that took longer (seconds) may have met a DNS that did not answer, for which programs have the same exit code; it is made
+again. A name that does not exist is told at once."""
 
 
 class Inquiry:
@@ -105,17 +111,21 @@ class Inquiry:
         if _explain.has_sidecar(pod) and not _captures_dns(pod):
             places.append(CONTAINER)
         for place in places:
-            try:
-                code, out, _err = self._cluster.exec(pod["metadata"]["namespace"], pod["metadata"]["name"], place, ["sh", "-c", RESOLVE, "sh", host])
-            except ClusterError as error:
-                if error.reason != "NotStarted":
-                    raise
-                continue
-            found = [word for line in out.splitlines() for word in line.split()[:1] if _path.is_address(word)]
-            if found:
-                return sorted(dict.fromkeys(found), key=lambda a: ipaddress.ip_address(a).version)
-            if code not in (99, 127):
-                return []
+            for _attempt in range(LOOKUPS):
+                started = time.monotonic()
+                try:
+                    code, out, _err = self._cluster.exec(pod["metadata"]["namespace"], pod["metadata"]["name"], place, ["sh", "-c", RESOLVE, "sh", host])
+                except ClusterError as error:
+                    if error.reason != "NotStarted":
+                        raise
+                    break
+                found = [word for line in out.splitlines() for word in line.split()[:1] if _path.is_address(word)]
+                if found:
+                    return sorted(dict.fromkeys(found), key=lambda a: ipaddress.ip_address(a).version)
+                if code in (99, 127):
+                    break
+                if time.monotonic() - started < SLOW_LOOKUP:
+                    return []
         return None
 
 

@@ -223,10 +223,10 @@ class Prover:
         result = []
         for request in tries:
             pod = self.pods[request.client]
-            if request.host not in self.addresses:
-                self.addresses[request.host] = inquiry.resolve(pod, "sleep", request.host)
+            known = self.addresses.get(request.host) or inquiry.resolve(pod, "sleep", request.host)
+            self.addresses[request.host] = known
             call = _path.Call(request.protocol, request.host, request.port, request.path)
-            result.append(_explain.explain(call, self.addresses[request.host], pod, "sleep", proxies.get(request.client), neighbour, world))
+            result.append(_explain.explain(call, known, pod, "sleep", proxies.get(request.client), neighbour, world))
         return result
 
     def _compare(self, made: Scenario, said_all: list[_explain.Explanation], seen: list[Seen]) -> list[str]:
