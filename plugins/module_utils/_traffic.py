@@ -267,6 +267,11 @@ class Answer:
         return self.rc == _TIMEOUT
 
     @property
+    def unheard_by_dns(self) -> bool:
+        """Whether curl's time was over before it had an address."""
+        return self.gave_up and not self.connection and "Resolving timed out" in (self.error or "")
+
+    @property
     def seen_as(self) -> str | None:
         """The address that the far end says the request came from: key `client`, or httpbin's `origin`."""
         told = self._json()
@@ -476,7 +481,7 @@ _PASSTHROUGH = ("PassthroughCluster", "AllowAnyDynamicDNSCluster")
 
 def judge(request: Request, answer: Answer, line: LogLine | None, sidecar: bool) -> Verdict:
     """The verdict on one request, from curl's answer and the sidecar's log line (None when there is none)."""
-    if answer.rc in _RESOLVE or (not answer.connection and "Resolving timed out" in (answer.error or "")):
+    if answer.rc in _RESOLVE or answer.unheard_by_dns:
         return _blocked("dns", f"{request.target[1]} has no address: {answer.error}")
     if line:
         return _judge_logged(request, answer, line)
