@@ -113,13 +113,31 @@ def _roll_back(done: list[tuple[Change, dict[str, Any] | None]], cluster: Cluste
             elif written is None:
                 cluster.create(_fresh(change.before))
             else:
-                before = copy.deepcopy(change.before)
-                before["metadata"]["resourceVersion"] = written["metadata"]["resourceVersion"]
-                cluster.replace(before)
+                _restore(change.before, written, cluster)
         except ClusterError as error:
             stopped = f"{change.kind} {change.namespace}/{change.name} ({error.message})"
             return f"Undoing the {len(done)} earlier changes stopped at {stopped}; run the task again to finish."
     return f"The {len(done)} earlier changes of this task were undone: everything is as it was before."
+
+
+def _restore(before: dict[str, Any], written: dict[str, Any], cluster: Cluster) -> None:
+    """Writes an object as it was, unless somebody else changed more than its status meanwhile, which is a conflict (409)."""
+    result = copy.deepcopy(before)
+    result["metadata"]["resourceVersion"] = written["metadata"]["resourceVersion"]
+    try:
+        cluster.replace(result)
+    except ClusterError as error:
+        live = cluster.get(written["kind"], written["metadata"]["namespace"], written["metadata"]["name"]) if error.is_conflict else None
+        if live is None or _meant(live) != _meant(written):
+            raise
+        result["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
+        cluster.replace(result)
+
+
+def _meant(obj: dict[str, Any]) -> dict[str, Any]:
+    """What people and programs write of an object: not its status, and of its metadata labels and annotations."""
+    metadata = {key: obj["metadata"].get(key) for key in ("labels", "annotations")}
+    return {**{key: value for key, value in obj.items() if key not in ("status", "metadata")}, "metadata": metadata}
 
 
 def _fresh(obj: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 
 Pure. `_gateway_objects` makes the objects for it, `_gateway_plan` the order of their change. The shape (seen on Istio 1.31.1 with Envoy 1.40):
 
-- The gateway's ports 80 and 443 carry everything, so its Service needs no change. Port 80 is plain HTTP; port 443 is told apart by SNI:
+- The gateway's ports 80 and 443 carry everything but plain TCP, so its Service needs no change. Port 80 is plain HTTP; port 443 is told apart by SNI:
   the host itself for TLS that is passed through, a made-up name for TLS or TCP inside the mesh's own TLS (it says which host and port),
   any other name for HTTP inside the mesh's own TLS. Old and new hop of a host can so exist side by side while clients move.
 - The ServiceEntries in the gateway's namespace record every route in their annotation; all that policies share is made from them.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
@@ -45,12 +45,17 @@ class GatewayError(EgressError):
 
 @dataclass(frozen=True)
 class Gateway:
-    """An egress gateway as it was found: its Service, the labels of its pods, and where its Service's TLS port leads in the pod."""
+    """An egress gateway as it was found: its Service, the labels of its pods, and where its Service's TLS port leads in the pod.
+
+    `ports` are those of the Service, and `own_service` is the Service itself where it is ours to change.
+    """
 
     namespace: str
     service: str
     selector: tuple[tuple[str, str], ...]
     tls_target_port: int = 8443
+    ports: tuple[int, ...] = (HTTP_PORT, TLS_PORT)
+    own_service: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property
     def host(self) -> str:
@@ -125,7 +130,13 @@ class Route:
             return f"{port.name}-{digest(self.entry.host)}"
         return "mutual" if self.hop_of(port) == MUTUAL else "plain"
 
+    def takes_port(self, port: Port) -> bool:
+        """Has a port of the gateway's Service for itself, since nothing on the wire says where it goes."""
+        return port.is_opaque and self.hop_of(port) == PLAIN
+
     def gateway_port(self, port: Port) -> int:
+        if self.takes_port(port):
+            return port.number
         return HTTP_PORT if port.protocol in HTTP_PROTOCOLS and self.hop_of(port) == PLAIN else TLS_PORT
 
     def sni(self, port: Port) -> str:
@@ -220,10 +231,10 @@ def _check_hop(route: Route) -> None:
                 f"{entry.host} has the {what} ports {both}; they arrive at one port of the gateway, which cannot tell them apart.\n"
                 + (f"Send {entry.host} by hop mutual_tls." if what == "TLS" else "Keep one of them.")
             )
-    opaque = next((p for p in entry.ports if p.is_opaque and route.hop_of(p) == PLAIN), None)
+    opaque = next((p for p in entry.ports if route.takes_port(p) and p.number in (HTTP_PORT, TLS_PORT)), None)
     if opaque:
         raise GatewayError(
-            f"{entry.host}: {opaque.protocol} port {opaque.number} by a plain hop would need a port of its own on the gateway's Service.\n"
+            f"{entry.host}: {opaque.protocol} port {opaque.number} by a plain hop would need port {opaque.number} of the gateway, which carries HTTP and TLS.\n"
             "Use hop mutual_tls (or auto), which carries any number of TCP hosts over the gateway's TLS port."
         )
     if route.entry.allow_from and route.hop == PLAIN:
@@ -259,6 +270,14 @@ def _check_origination(route: Route) -> None:
 
 
 def _check_together(route: Route, other: Route) -> None:
+    if other.gateway == route.gateway and other.entry.host != route.entry.host:
+        taken = {p.number for p in other.entry.ports if other.takes_port(p)}
+        port = next((p for p in route.entry.ports if route.takes_port(p) and p.number in taken), None)
+        if port:
+            raise GatewayError(
+                f"{route.entry.host} and {other.entry.host} would both take port {port.number} of {route.gateway} for plain TCP.\n"
+                "Use hop mutual_tls (or auto), which carries any number of TCP hosts over the gateway's TLS port."
+            )
     if (other.gateway, other.entry.host) != (route.gateway, route.entry.host) or other == route:
         return
     whose = f'policy "{other.policy}" of namespace {other.namespace}'

@@ -209,6 +209,8 @@ def _gateway(routes: list[Route], defaults: list[DefaultRoute], gateway: Gateway
             if route.is_named(port):
                 name = route.subset(port)
                 servers[name] = _server(TLS_PORT, name, "TLS", [route.sni(port)], "ISTIO_MUTUAL")
+            elif route.takes_port(port):
+                servers[port.name] = _server(port.number, port.name, "TCP", ["*"])
             elif port.protocol in TLS_PROTOCOLS:
                 passed.add(route.entry.host)
             elif route.hop_of(port) == MUTUAL:
@@ -262,7 +264,7 @@ def _destination_rules(gateway: Gateway, routes: list[Route], defaults: list[Def
 
 
 def _gateway_legs(route: Route, gateway: Gateway) -> list[Object]:
-    """HTTP and TLS that keep the host's name in one VirtualService, whatever the hop; what comes under a made-up name in one each."""
+    """HTTP and TLS that keep the host's name in one VirtualService, whatever the hop; what comes under a made-up name or on its own port in one each."""
     result, http, tls = [], [], []
     arrivals = (TLS_PORT,) if route.entry.allow_from else (HTTP_PORT, TLS_PORT)  # nobody is known on the plain port
     said = route.entry.host.replace("*", "wildcard")
@@ -272,10 +274,12 @@ def _gateway_legs(route: Route, gateway: Gateway) -> list[Object]:
             if route.origination:
                 out = [{"destination": {"host": route.dialled, "subset": ORIGINATED, "port": {"number": route.origination.port}}}]
             http.append({"match": [{"port": number} for number in arrivals], "route": out})
-        elif route.is_named(port):
+        elif route.is_named(port) or route.takes_port(port):
             name = short(f"{gateway_name(gateway)}-{route.key}-{port.name}-{said}")
-            spec = {"hosts": [route.sni(port)], "gateways": [gateway_name(gateway)], "exportTo": ["."]}
-            result.append(_object("VirtualService", gateway.namespace, name, {**spec, "tcp": [{"match": [{"port": TLS_PORT}], "route": out}]}, route.key))
+            called = route.sni(port) if route.is_named(port) else route.entry.host
+            spec = {"hosts": [called], "gateways": [gateway_name(gateway)], "exportTo": ["."]}
+            spec["tcp"] = [{"match": [{"port": route.gateway_port(port)}], "route": out}]
+            result.append(_object("VirtualService", gateway.namespace, name, spec, route.key))
         else:
             tls.append({"match": [{"port": TLS_PORT, "sniHosts": [route.entry.host]}], "route": out})
     if http or tls:

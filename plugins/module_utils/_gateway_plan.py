@@ -35,6 +35,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_obje
     origination_objects,
     shared_for,
 )
+from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_workload import target_port
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Declared, Object, policy_of, same_object, updated
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait, host_changes
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import (
@@ -98,7 +99,7 @@ def plan_gateway(wanted: Iterable[Route], default: DefaultRoute | None, live: Li
     late_guards = [c for c in guards.there if c.before is None and _id(c.object) in late]
     early_guards = [c for c in guards.there if c not in late_guards]
 
-    steps: Steps = [*entries, *origins.there, *_dialled(before, after, gateways), *early_guards, *legs.there]
+    steps: Steps = [*_service_ports(after, gateways), *entries, *origins.there, *_dialled(before, after, gateways), *early_guards, *legs.there]
     steps += _ready(after, gateways, guard_objects(after.all_routes, gateways) if early_guards else [])
     steps += _at_clients(before, after, live, namespace, policy, gateways)
     steps += late_guards
@@ -130,6 +131,29 @@ def _at_gateway(before: _State, after: _State, live: Live, key: str) -> tuple[li
         first += there
         then += gone
     return first, then
+
+
+def _service_ports(after: _State, gateways: Mapping[str, Gateway]) -> list[Change]:
+    """Adds the ports that plain TCP needs to Services that are ours. They stay: a port that nothing listens on does no harm, others may use it.
+
+    Raises GatewayError where the Service is somebody else's.
+    """
+    changes = []
+    for reference, gateway in sorted(gateways.items()):
+        needed = {r.gateway_port(p) for r in after.routes if r.gateway == reference for p in r.entry.ports if r.takes_port(p)}
+        ports = [{"name": f"tcp-{n}", "port": n, "targetPort": target_port(n), "protocol": "TCP"} for n in sorted(needed - set(gateway.ports))]
+        if not ports:
+            continue
+        lines = ", ".join(f"{{name: {p['name']}, port: {p['port']}, targetPort: {p['targetPort']}}}" for p in ports)
+        if gateway.own_service is None:
+            raise GatewayError(
+                f"Service {reference} has no port {' and '.join(str(p['port']) for p in ports)}, which TCP by a plain hop needs, and is not ours to change.\n"
+                f"Add to its spec.ports: {lines}; or use hop mutual_tls, which needs none."
+            )
+        service = copy.deepcopy(dict(gateway.own_service))
+        service["spec"]["ports"] += ports
+        changes.append(Change(dict(gateway.own_service), service, f"+ port {', '.join(str(p['port']) for p in ports)}"))
+    return changes
 
 
 def _declared(entries: Mapping[str, HostEntry]) -> list[Declared]:
@@ -280,6 +304,8 @@ def _identities(guards: Iterable[Object], gateway: Gateway) -> frozenset[tuple[s
 def _out(route: Route, port: Port, gateway: Gateway) -> list[tuple[str, int, str]]:
     if port.protocol in HTTP_PROTOCOLS:
         return [(route.entry.host, route.gateway_port(port), route.destination(port))]
+    if route.takes_port(port):
+        return [(route.dialled, port.number, route.destination(port))]
     return [(route.sni(port) if route.is_named(port) else route.entry.host, gateway.tls_target_port, route.destination(port))]
 
 

@@ -14,7 +14,7 @@ description:
   - The order is make before break. The gateway's side comes first, then the task looks into every gateway proxy and client until all of it is there,
     and only then are clients sent that way. On the way back the clients' route goes first. No request is lost by it.
   - While nobody serves behind the gateway's Service, the task fails before anybody is sent there.
-  - Clients resolve none of the hosts in DNS; the gateway does. Its Service needs the ports 80 and 443, no others.
+  - Clients resolve none of the hosts in DNS; the gateway does. Its Service needs the ports 80 and 443, and no others but for TCP with O(hop=plain).
 options:
   namespace:
     description:
@@ -47,6 +47,8 @@ options:
     description:
       - How a request travels from the sidecar to the gateway. V(mutual_tls) is the mesh's own TLS, so that the gateway knows who calls; TLS of the
         workload travels inside it, untouched. V(plain) adds nothing to what the workload sends.
+      - TCP with V(plain) needs a port of its own on the gateway's Service. It is added where M(meshops.istio_egress.istio_egress_gateway_deploy) made the
+        gateway, else the task fails with the lines to add.
       - V(auto) takes V(mutual_tls) for HTTP, where it costs nothing, for TCP, where there is no other way, and for all ports of a host that has
         C(allow_from). It takes V(plain) for TLS.
     type: str

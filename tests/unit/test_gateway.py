@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,8 +21,8 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._policy impor
 from unit.tasks import Object, states
 
 GATEWAYS = {
-    "egress/one": Gateway("egress", "one", (("istio", "one"),)),
-    "egress/two": Gateway("egress", "two", (("istio", "two"),)),
+    "egress/one": Gateway("egress", "one", (("istio", "one"),), ports=(80, 443, 5432)),
+    "egress/two": Gateway("egress", "two", (("istio", "two"),), ports=(80, 443, 5432)),
 }
 
 
@@ -41,7 +41,7 @@ class Task:
     purge: bool = False
     state: str = "present"
 
-    def plan(self, live: Iterable[Object]) -> Plan:
+    def plan(self, live: Iterable[Object], gateways: Mapping[str, Gateway] = GATEWAYS) -> Plan:
         """As the module makes it. Raises PolicyError and GatewayError."""
         live = list(live)
         by_kind = {kind: [o for o in live if o["kind"] == kind] for kind in _gateway.KINDS}
@@ -56,7 +56,7 @@ class Task:
         asked = DefaultRoute(*mine, self.gateway, _gateway.DOMAINS, self.export_to) if everything and present else None
         default = _gateway.wanted_default(asked, self.purge or (everything and not present), defaults, wanted, *mine)
         _gateway.check(wanted, [r for r in routes if (r.namespace, r.policy) != mine])
-        return plan_gateway(wanted, default, by_kind, *mine, GATEWAYS)
+        return plan_gateway(wanted, default, by_kind, *mine, gateways)
 
 
 def routes_in(live: Iterable[Object]) -> dict[tuple[str, str, str], Route]:
@@ -98,8 +98,8 @@ def _broken(live: list[Object], client: str, protocol: str, host: str, number: i
     servers = [s for o in of_kind(live, "Gateway", place) if o["metadata"]["name"] == f"egress-{service}" for s in o["spec"]["servers"]]
     arriving = [s for s in servers if s["port"]["number"] == to["port"]["number"]]
     mutual = subset["name"] != "plain"
-    wants = {"http": "HTTPS" if mutual else "HTTP"}.get(protocol, "TLS")
-    name = "*" if protocol == "http" else sni or host
+    wants = {"http": "HTTPS" if mutual else "HTTP", "tcp": "TLS" if mutual else "TCP"}.get(protocol, "TLS")
+    name = "*" if protocol == "http" or wants == "TCP" else sni or host
     if host.startswith("*.") and protocol == "tls" and not sni:
         return []  # a default route: what nobody listed is refused there
     if not any(s["port"]["protocol"] == wants and name in s["hosts"] and (s.get("tls", {}).get("mode") == "ISTIO_MUTUAL") == mutual for s in arriving):
@@ -221,7 +221,12 @@ def test_routes_are_read_back_as_they_were_written(task: Task) -> None:
         ({"hosts": [{"host": "203.0.113.0/24", "ports": ["tcp/22"]}]}, "has a range of addresses"),
         ({"hosts": [{"host": "a.example.com", "ports": [80, "http/8080"]}]}, "HTTP ports 80 and 8080"),
         ({"hosts": [{"host": "a.example.com", "ports": [443, "tls/8443"]}]}, "Send a.example.com by hop mutual_tls"),
-        ({"hosts": [{"host": "a.example.com", "ports": ["tcp/22"], "addresses": ["192.0.2.1"]}], "hop": "plain"}, "by a plain hop would need a port"),
+        ({"hosts": [{"host": "a.example.com", "ports": ["tcp/80"], "addresses": ["192.0.2.1"]}], "hop": "plain"}, "by a plain hop would need port 80 of"),
+        ({"hosts": [{"host": "a.example.com", "ports": ["tcp/22"], "addresses": ["192.0.2.1"]}], "hop": "plain"}, "has no port 22, which TCP by a plain"),
+        (
+            {"hosts": [{"host": f"{h}.example.com", "ports": ["tcp/5432"], "addresses": [f"192.0.2.{i}"]} for i, h in enumerate("ab")], "hop": "plain"},
+            "would both take port 5432 of egress/one",
+        ),
         ({"hosts": [{"host": "a.example.com", "allow_from": ["demo"]}], "hop": "plain"}, "the gateway does not learn who calls"),
         ({"hosts": ["a.example.com"], "tls": Origination("simple")}, "has no HTTP port"),
         ({"hosts": ["a.example.com:80"], "tls": Origination("simple", port=80)}, "port 80 is HTTP for clients and TLS for the gateway"),
@@ -248,6 +253,13 @@ def test_one_host_has_one_way_through_a_gateway(theirs: dict[str, Any], mine: di
     with pytest.raises(GatewayError, match=says):
         Task([{"host": "a.example.com", "ports": [80], "allow_from": mine.get("allow")}]).plan(live)
     Task([{"host": "a.example.com", "ports": [80], "allow_from": mine.get("allow")}], gateway="egress/two").plan(live)
+
+
+def test_a_port_for_plain_tcp_is_added_to_a_service_that_is_ours() -> None:
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "one", "namespace": "egress"}, "spec": {"ports": [{"port": 80}]}}
+    task = Task([{"host": "db.example.com", "ports": ["tcp/22"], "addresses": ["192.0.2.1"]}], hop="plain")
+    first = task.plan([], {**GATEWAYS, "egress/one": replace(GATEWAYS["egress/one"], own_service=service)}).steps[0]
+    assert isinstance(first, Change) and first.after["spec"]["ports"] == [{"port": 80}, {"name": "tcp-22", "port": 22, "targetPort": 8022, "protocol": "TCP"}]
 
 
 def test_who_may_is_who_may_by_any_policy() -> None:
