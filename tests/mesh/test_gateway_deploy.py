@@ -87,6 +87,19 @@ def test_a_second_run_finds_it_and_changes_nothing(deployed, place, run_module):
         assert not result["changed"] and result["gateway"] == deployed and result["ready"] == 1, result
 
 
+def test_plain_tcp_gets_a_port_of_its_own(through, deployed, place, run_module, cluster):
+    address = through.curl(f"https://{TLS}/").address
+    entry = {"host": "db.example.com", "ports": ["tcp/5432"], "addresses": [address]}
+    by_hop = {"namespace": through.namespace, "policy": "tcp", "hosts": [entry], "hop": "plain"}
+    refused = run_module(GATEWAY, fails=True, **by_hop)
+    assert "has no port 5432" in refused.msg and "{name: tcp-5432, port: 5432, targetPort: 5432}" in refused.msg
+    result = run_module(GATEWAY, gateway=deployed, **by_hop)
+    assert result["verified"] and {"kind": "Service", "namespace": place, "name": "istio-egressgateway", "action": "update"} in result["objects"]
+    assert through.greeting(address, 5432)["client"] in addresses(cluster, place)
+    assert not run_module(GATEWAY, gateway=deployed, **by_hop)["changed"]
+    run_module(GATEWAY, namespace=through.namespace, policy="tcp", state="absent", purge=True)
+
+
 def test_it_grows_and_restarts_under_load_without_a_lost_request(through, deployed, place, run_module, cluster, api, own_mesh, capsys):
     at = {host: through.curl(f"{scheme}://{host}/").address for scheme, host in (("http", HTTP), ("https", TLS))}
     streams = [  # not kept TLS connections: they end with the old pods, and hold them up until then
