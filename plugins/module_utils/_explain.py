@@ -22,6 +22,8 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._path import 
 SIDECAR, INIT = "istio-proxy", "istio-init"
 KINDS = ("ServiceEntry", "VirtualService", "DestinationRule", "Gateway", "Sidecar", "AuthorizationPolicy")
 """The objects that names and reasons come from."""
+PLAIN_PORTS = {80, 8080}
+"""Ports of far ends that are taken for plain HTTP: what they speak stands in no configuration, and TLS to them is a usual mistake."""
 MOST_PROXIES = 4
 """Proxies that a request is followed through: more is a loop."""
 
@@ -370,12 +372,15 @@ class _Walker:
         result = replace(result, path=(*result.path, Hop("host", call.host, what, entry)), address=end or "")
         if envelope and (envelope.principal or call.protocol == _path.TLS):
             kind = "the mesh's own TLS, which no far end outside knows" if envelope.principal else "TLS of its own around the client's TLS"
-            reason = f"The proxy puts {kind}: {passage.rule or passage.cluster}."
+            reason = f"The proxy puts {kind}: {_pretty(passage.rule) or passage.cluster}."
             fix = f"Take tls out of {_pretty(passage.rule)} for this port." if passage.rule else ""
             return replace(result, verdict="blocked", by="mesh" if count == 1 else "gateway", reason=reason, fix=fix)
-        notes = result.notes
-        if envelope and any(e.port == 80 for e in passage.endpoints):
-            notes = (*notes, "the proxy speaks TLS to port 80; the ServiceEntry's port may lack targetPort: 443")
+        ports = {e.port for e in passage.endpoints} or {call.port}
+        if envelope and ports & PLAIN_PORTS:
+            port = min(ports & PLAIN_PORTS)
+            reason = f"The proxy starts TLS with port {port}, where far ends speak plain HTTP: {_pretty(passage.rule) or passage.cluster}."
+            fix = f"Give the port of {entry or 'the ServiceEntry'} targetPort: 443, or take tls out of {_pretty(passage.rule)}."
+            return replace(result, verdict="blocked", by="mesh" if count == 1 else "gateway", reason=reason, fix=fix)
         if passage.cluster in (_path.PASSTHROUGH, _path.DYNAMIC_ANY):
             reason = f"{call.host} is not declared for port {call.port}, and mode ALLOW_ANY ({self.mode_source()}) lets it out, to {where}."
             fix = f"Nothing is to be fixed. To allow named hosts only: istio_outbound_mode with namespace: {self.namespace}, mode: REGISTRY_ONLY."
@@ -383,7 +388,7 @@ class _Walker:
             through = f" through gateway {result.via}" if result.via != "direct" else " directly"
             reason = f"{entry or 'cluster ' + passage.cluster} lets {call.host} out{through}, to {where}."
             fix = ""
-        return replace(result, reason=reason, fix=fix, notes=notes)
+        return replace(result, reason=reason, fix=fix)
 
     # -- objects --------------------------------------------------------------------------------------------------------------------
 
