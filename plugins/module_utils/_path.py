@@ -418,7 +418,8 @@ def _http(proxy: Configuration, here: Passage, config: Mapping[str, Any], inside
         return replace(here, stopped="the proxy answers with a redirect", cause="route")
     aborts = ((route.get("typed_per_filter_config") or {}).get("envoy.filters.http.fault") or {}).get("abort") or {}
     if aborts and _certain(aborts.get("percentage") or {}):
-        return replace(here, stopped=f"a fault is injected: {aborts.get('http_status', 'abort')}", cause="fault")
+        cluster = next((name for name, _weight in _weighted(route.get("route") or {})), "")
+        return replace(here, cluster=cluster, stopped=f"a fault is injected: {aborts.get('http_status', 'abort')}", cause="fault")
     action = route.get("route") or {}
     if action.get("host_rewrite_literal"):
         here = replace(here, call=replace(call, host=action["host_rewrite_literal"].partition(":")[0]))
