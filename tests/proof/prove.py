@@ -34,7 +34,7 @@ sys.path.insert(0, str(tree.link()))
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _explain, _path, _traffic
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._inquiry import Inquiry
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import ask_for
+from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import ask, ask_for
 from api.modules import ApiServer
 from proof.generate import CLIENTS, Cell, Object, Scenario, Try, marker, scenario
 
@@ -44,6 +44,8 @@ TRIES = 4
 """How often a configuration is tried that changes while it is looked at."""
 TIMEOUT = 4
 """Seconds for a request."""
+DRAIN = 60
+"""Seconds that proxies get to end connections of a former configuration; Istio gives them 45."""
 LOG_WAIT = 1.5
 """Seconds for the sidecar's log line, which is written every second; one that comes later is done without."""
 
@@ -130,6 +132,8 @@ class Prover:
                 result.late = sum(s.late and e.allowed for s, e in zip(seen, said, strict=True))
                 if not result.late and (not result.wrong or attempt > 1):
                     break
+                if result.wrong:
+                    self._drained()
         else:
             if not result.late:
                 result.wrong = result.wrong or [f"seed {seed}: the proxies do not come to rest"]
@@ -169,6 +173,16 @@ class Prover:
             if time.monotonic() > deadline:
                 raise SystemExit(f"cell {self.cell.name}: the proxies did not follow within 60 s (seed {made.seed})")
             time.sleep(0.3)
+
+    def _drained(self) -> None:
+        """Waits until no proxy serves connections of a former configuration any more: sidecars keep theirs to the gateway open, from one to the next."""
+        deadline, query = time.monotonic() + DRAIN, "stats?filter=listener_manager.total_(listeners|filter_chains)_draining"
+        proxied = [pod["metadata"] for client, pod in self.pods.items() if CLIENTS.get(client, {}) is not None]
+        while time.monotonic() < deadline:
+            told = [ask(self.cluster, pod["namespace"], pod["name"], query) for pod in proxied]
+            if not any(int(line.rpartition(":")[2]) for text in told for line in text.splitlines() if ":" in line):
+                return
+            time.sleep(1)
 
     def _dumps(self) -> dict[str, Any]:
         """What every proxy of the cell has."""
