@@ -15,7 +15,7 @@ MESH := tests/cluster/mesh
 in_tree = export ANSIBLE_COLLECTIONS_PATH="$$(python tests/tooling/tree.py)";
 on_mesh = $(in_tree) $(if $(USER_CLUSTER),,export KUBECONFIG="$$($(MESH) kubeconfig)";)
 
-.PHONY: help setup demo test lint unit sanity api mesh mesh-up molecule docs release proof matrix bench bench-hosts bench-gateways clean
+.PHONY: help setup demo test lint unit sanity api mesh mesh-up cluster molecule docs release proof matrix bench bench-hosts bench-gateways clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -27,8 +27,8 @@ demo: setup mesh-up ## one mesh, three playbooks, one table of real requests
 	@echo "demo: playbook meshops.istio_egress.demo against $(or $(USER_CLUSTER),the mesh of this machine)"
 	@$(on_mesh) ansible-playbook meshops.istio_egress.demo
 
-test: setup ## lint, unit, sanity, api, mesh, in this order; stops at the first failure
-	@python tests/tooling/stages.py lint unit sanity api mesh
+test: setup ## lint, unit, docs, sanity, api, mesh, in this order; stops at the first failure
+	@python tests/tooling/stages.py lint unit docs sanity api mesh
 
 lint: setup ## ruff, yamllint, shellcheck, changelog, docs, ansible-lint (about 20 s)
 	@$(in_tree) tests/tooling/lint
@@ -48,6 +48,10 @@ api: setup ## tests against a real API server, without proxies
 mesh: setup mesh-up ## tests against real proxies
 	@echo "mesh: pytest tests/mesh against $(or $(USER_CLUSTER),the mesh of this machine)"
 	@$(on_mesh) pytest tests/mesh
+
+cluster: setup ## tests of the one-machine mesh itself, as root (about 5 min)
+	@$(MESH) build
+	@pytest tests/cluster
 
 mesh-up:
 ifeq ($(USER_CLUSTER),)
