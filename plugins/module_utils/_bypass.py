@@ -51,7 +51,7 @@ SETTINGS = {
 }
 """The options of the module (istio/istio 1.31 manifests/charts/istio-control/istio-discovery/files/injection-template.yaml)."""
 
-Texts = Mapping[str, str | None]
+Texts = Mapping[str, "str | None"]
 """Option → text as Istio has it, comma separated; None where nothing is said or known."""
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _gateway_workload
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway import HTTP_PORT, TLS_PORT, Gateway, GatewayError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Wait
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import CONTAINER, Proxy, routers
 from ansible_collections.meshops.istio_egress.plugins.module_utils._rollouts import unfinished, why
 
@@ -108,9 +107,8 @@ class ServiceWatcher:
         self.verified = False
         self.proxies: dict[str, Any] = {"total": 0, "looked_at": 0, "following": 0, "pending": []}
 
-    def follow(self, wait: Wait) -> float:
-        """Waits until the gateway of a `_gateway_workload.Serving` serves. Seconds that it took; raises GatewayError when time is up, or is no help."""
-        assert isinstance(wait, _gateway_workload.Serving)
+    def follow(self, wait: _gateway_workload.Serving) -> float:
+        """Waits until the gateway serves. Seconds that it took; raises GatewayError when time is up, or is no help."""
         start = time.monotonic()
         while missing := self._missing(wait.gateway):
             if time.monotonic() - start + PAUSE > self._timeout:

@@ -113,13 +113,13 @@ class _Maker:
         self.sidecars()
         if self.chance(0.75):
             self.way_through_gateway()
-        for _ in range(self.random.randint(1, 5)):
+        for _turn in range(self.random.randint(1, 5)):
             self.entry()
         if self.chance(0.3):
             self.virtual_service()
         if self.chance(0.15):
             self.origination()
-        for _ in range(tries):
+        for _turn in range(tries):
             self.scenario.tries.append(self.request())
         return self.scenario
 

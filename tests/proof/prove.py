@@ -301,7 +301,7 @@ def _ready(pod: Object) -> bool:
 def cells(count: int) -> Iterator[list[Prover]]:
     """Provers with cells of their own, ready; all is gone afterwards."""
     cluster, api = Cluster({}), ApiServer()
-    provers = [Prover(cluster, api, Cell(f"proof-{secrets.token_hex(2)}")) for _ in range(count)]
+    provers = [Prover(cluster, api, Cell(f"proof-{secrets.token_hex(2)}")) for _turn in range(count)]
     try:
         for prover in provers:
             prover.set_up()

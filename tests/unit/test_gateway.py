@@ -41,7 +41,7 @@ class Task:
     purge: bool = False
     state: str = "present"
 
-    def plan(self, live: Iterable[Object], gateways: Mapping[str, Gateway] = GATEWAYS) -> Plan:
+    def plan(self, live: Iterable[Object], gateways: Mapping[str, Gateway] | None = None) -> Plan:
         """As the module makes it. Raises PolicyError and GatewayError."""
         live = list(live)
         by_kind = {kind: [o for o in live if o["kind"] == kind] for kind in _gateway.KINDS}
@@ -56,7 +56,7 @@ class Task:
         asked = DefaultRoute(*mine, self.gateway, _gateway.DOMAINS, self.export_to) if everything and present else None
         default = _gateway.wanted_default(asked, self.purge or (everything and not present), defaults, wanted, *mine)
         _gateway.check(wanted, [r for r in routes if (r.namespace, r.policy) != mine])
-        return plan_gateway(wanted, default, by_kind, *mine, gateways)
+        return plan_gateway(wanted, default, by_kind, *mine, gateways or GATEWAYS)
 
 
 def routes_in(live: Iterable[Object]) -> dict[tuple[str, str, str], Route]:
