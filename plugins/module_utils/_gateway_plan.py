@@ -184,9 +184,11 @@ def _legs(before: _State, after: _State, live: Live, gateways: Mapping[str, Gate
     own = [(s.routes, [s.default] if s.default else []) for s in (before, after)]
     concerned = {_id(o) for routes, defaults in own for o in gateway_objects(routes, defaults, gateways)}
     concerned |= {_id(o) for o in live["VirtualService"] if policy_of(o) == key}
+    there_already = {_id(o) for objects in live.values() for o in objects}
     if any(s.clients == () for s in (*before.routes, *after.routes, before.default, after.default) if s):
-        concerned |= {_id(o) for o in (*old, *new) if o["kind"] == "DestinationRule"}
-    there = _changes(live, [o for o in _merged(old, new) if _id(o) in concerned], delete=())
+        concerned |= {_id(o) for o in (*old, *new) if o["kind"] == "DestinationRule" and _id(o) in there_already}
+    wanted = {_id(o) for o in new} | there_already  # nothing is made anew only to be taken away, perhaps in a namespace that is gone
+    there = _changes(live, [o for o in _merged(old, new) if _id(o) in concerned & wanted], delete=())
     return _Changes(there, _changes(_apply_to(live, there), [o for o in new if _id(o) in concerned], delete=concerned))
 
 

@@ -271,6 +271,14 @@ def test_who_may_is_who_may_by_any_policy() -> None:
     assert [rule["from"] for rule in guard["spec"]["rules"]] == [[{"source": source}]]
 
 
+def test_what_is_left_of_a_namespace_that_is_gone_can_be_taken_back() -> None:
+    live = states([], Task(["a.example.com:80,443"]).plan([]))[-1]
+    left = [o for o in live if o["metadata"]["namespace"] != "demo"]
+    plan = Task(state="absent", purge=True).plan(left)
+    assert {c.action for c in plan.changes} == {"delete"}
+    assert states(left, plan)[-1] == []
+
+
 def test_hosts_below_a_default_route_cost_the_clients_nothing() -> None:
     live = states([], Task(["everything", "a.example.com:80,443"]).plan([]))[-1]
     known = of_kind(live, "VirtualService", "demo") + of_kind(live, "ServiceEntry", "demo")
