@@ -133,7 +133,7 @@ class Watcher:
             if wait.mode and snapshot.mode != wait.mode:
                 return f"has mode {snapshot.mode or ' and '.join(sorted(snapshot.modes))}"
             missing = sorted(d for d in expected[proxy] if not snapshot.serves(d))
-            left = sorted(d[:2] for d in wait.absent if d[:2] in snapshot.routes)
+            left = sorted(d[:2] for d in wait.absent if any(c.endswith(f"|{d[0]}") for c in snapshot.routes.get(d[:2], ())))  # not those to a gateway
             cold = sorted({*(wait.clusters - snapshot.clusters), *(snapshot.warming & {d[2] for d in wait.routes})})
             cold += sorted(name for name, who in wait.guards if not snapshot.guards(name, who))
             stray = sorted(d[:2] for d in wait.routes if not _goes(snapshot, d, wait.gateways))
