@@ -82,6 +82,8 @@ class Explanation:
     by: str = ""
     via: str = "direct"
     address: str = ""
+    addresses: tuple[str, ...] = ()
+    """All addresses of the far end that the last proxy chooses from; `address` is the first."""
     cluster: str = ""
     notes: tuple[str, ...] = ()
 
@@ -370,6 +372,7 @@ class _Walker:
         envelope = passage.envelope
         what = where + (f", in TLS that the proxy starts for {envelope.sni or call.host}" if envelope else "")
         result = replace(result, path=(*result.path, Hop("host", call.host, what, entry)), address=end or "")
+        result = replace(result, addresses=tuple(dict.fromkeys(e.address for e in passage.endpoints)) or ((end,) if end else ()))
         if envelope and (envelope.principal or call.protocol == _path.TLS):
             kind = "the mesh's own TLS, which no far end outside knows" if envelope.principal else "TLS of its own around the client's TLS"
             reason = f"The proxy puts {kind}: {_pretty(passage.rule) or passage.cluster}."
