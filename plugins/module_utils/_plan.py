@@ -134,7 +134,7 @@ class Plan:
             key = (change.kind, change.namespace, change.name)
             first = result.get(key)
             result[key] = Change(first.before, change.after, change.note, change.patch) if first else change
-        return list(result.values())
+        return [change for change in result.values() if change.before or change.after]  # not what comes and goes within the plan
 
 
 def plan_hosts(wanted: Iterable[Declared], live: Iterable[Object], namespace: str, policy: str) -> Plan:

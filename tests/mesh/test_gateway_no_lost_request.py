@@ -129,9 +129,10 @@ def docs_objects(namespace):
 
 
 @pytest.mark.skipif("EGRESS_LOAD_REQUESTS" not in os.environ, reason="the comparison with the documentation's order belongs to make bench")
-def test_what_the_docs_have_one_do_beside_it(place, own_mesh, api, capsys):
+def test_what_the_docs_have_one_do_beside_it(place, run_module, own_mesh, api, capsys):
     """Prints how many requests fail; nothing is asserted but that it was really done."""
     objects = docs_objects(place.workload.namespace)
+    run_module(HOST, namespace=place.workload.namespace, hosts=[*MOVING, BESIDE], export_to=["*"])  # as the documentation's ServiceEntries are
     with load(place, own_mesh) as flow:
         rounds = 0
         while flow.sent < LEAST // 3:

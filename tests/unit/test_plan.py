@@ -332,3 +332,8 @@ def test_each_host_is_returned_with_its_object_and_what_was_chosen_for_it_now():
     assert (rows["db.example.com"]["addresses"], rows["db.example.com"]["expires"]) == (["192.0.2.1"], "2027-01-31")
     placed = {(o["metadata"]["name"], host) for o in after(live, now) for host in o["spec"]["hosts"]}
     assert placed == {(row["object"], row["host"]) for row in rows.values()}
+
+
+def test_what_comes_and_goes_within_a_plan_is_no_change_of_the_cluster():
+    entry = service_entry("a", A)
+    assert Plan((Change(None, entry), Change(entry, None))).final() == []
