@@ -33,6 +33,9 @@ def test_what_was_made_for_a_namespace_goes_and_no_request_with_it(run_module, w
         "metadata": {"name": "theirs", "namespace": mine}, "spec": {"workloadSelector": {"labels": {"app": "none"}}, "egress": [{"hosts": ["./*"]}]},
     }  # fmt: skip
     before = api.create(theirs)
+    # Keeps the sidecar's listener for port 443: Envoy resets connections that are in their handshake when the last TLS host of a port goes.
+    entry = {"hosts": ["other.example.com"], "ports": [{"number": 443, "name": "tls", "protocol": "TLS"}], "resolution": "DNS", "exportTo": ["."]}
+    api.create({**theirs, "kind": "ServiceEntry", "spec": entry})
     run_module(HOST, namespace=other, hosts=["de.wikipedia.org"])
     beside = ours(api, other)
 
