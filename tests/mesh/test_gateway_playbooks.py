@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from api.modules import Account, ApiServer
+from api.modules import ApiServer
 from cluster.onemachine import farend, pki
-from mesh.test_playbooks import CNN, HTTPBIN, Runner, log_since, statuses, tls_clusters
+from mesh.test_playbooks import CNN, HTTPBIN, Runner, log_since, runner_for, statuses, tls_clusters
 
 CNN_TLS = "https://edition.cnn.com/"
 HOPS = ("pod", "sidecar", "route", "cluster", "gateway", "gateway route", "host")
@@ -24,15 +23,8 @@ HOPS = ("pod", "sidecar", "route", "cluster", "gateway", "gateway route", "host"
 
 @pytest.fixture(scope="module")
 def runner(kubeconfig: Path, api: ApiServer) -> Iterator[Runner]:
-    namespace = f"by-gateway-{secrets.token_hex(3)}"
-    try:
-        if api.audit_log.exists():
-            with Account(api) as account:
-                yield Runner(namespace, kubeconfig, account)
-        else:
-            yield Runner(namespace, kubeconfig, None)
-    finally:
-        api.delete("Namespace", None, namespace)
+    with runner_for("by-gateway", kubeconfig, api) as runner:
+        yield runner
 
 
 def of_gateway(api: ApiServer, namespace: str) -> list[str]:

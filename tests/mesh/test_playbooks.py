@@ -14,6 +14,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,10 @@ def _is_write(request: Request) -> bool:
     return request.verb in WRITES and request.resource != "pods"
 
 
-@pytest.fixture(scope="module")
-def runner(kubeconfig: Path, api: ApiServer) -> Iterator[Runner]:
-    namespace = f"playbooks-{secrets.token_hex(3)}"
+@contextmanager
+def runner_for(purpose: str, kubeconfig: Path, api: ApiServer) -> Iterator[Runner]:
+    """A Runner for a new namespace, which goes afterwards whatever came of it."""
+    namespace = f"{purpose}-{secrets.token_hex(3)}"
     try:
         if api.audit_log.exists():
             with Account(api) as account:
@@ -88,6 +90,12 @@ def runner(kubeconfig: Path, api: ApiServer) -> Iterator[Runner]:
             yield Runner(namespace, kubeconfig, None)
     finally:
         api.delete("Namespace", None, namespace)
+
+
+@pytest.fixture(scope="module")
+def runner(kubeconfig: Path, api: ApiServer) -> Iterator[Runner]:
+    with runner_for("playbooks", kubeconfig, api) as runner:
+        yield runner
 
 
 def log_since(cluster: Cluster, namespace: str, start: float) -> list[str]:

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from api.modules import Account, ApiServer
+from api.modules import ApiServer
 from cluster.onemachine import farend
-from mesh.test_playbooks import Runner, log_since, statuses, tls_clusters
+from mesh.test_playbooks import Runner, log_since, runner_for, statuses, tls_clusters
 
 EN, DE, EN_HTTP = "https://en.wikipedia.org/", "https://de.wikipedia.org/", "http://en.wikipedia.org/"
 GOOGLE, CNN, HTTPBIN = "https://www.google.com/", "https://edition.cnn.com/", "http://httpbin.org/headers"
@@ -26,15 +25,8 @@ PROXY = {GOOGLE: "200", CNN: "200", EN: "exit 35", HTTPBIN: "502"}
 
 @pytest.fixture(scope="module")
 def runner(kubeconfig: Path, api: ApiServer) -> Iterator[Runner]:
-    namespace = f"scenarios-{secrets.token_hex(3)}"
-    try:
-        if api.audit_log.exists():
-            with Account(api) as account:
-                yield Runner(namespace, kubeconfig, account)
-        else:
-            yield Runner(namespace, kubeconfig, None)
-    finally:
-        api.delete("Namespace", None, namespace)
+    with runner_for("scenarios", kubeconfig, api) as runner:
+        yield runner
 
 
 def twice(runner: Runner, playbook: str, results: dict[str, str]) -> float:
