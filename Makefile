@@ -15,7 +15,7 @@ MESH := tests/cluster/mesh
 in_tree = export ANSIBLE_COLLECTIONS_PATH="$$(python tests/tooling/tree.py)";
 on_mesh = $(in_tree) $(if $(USER_CLUSTER),,export KUBECONFIG="$$($(MESH) kubeconfig)";)
 
-.PHONY: help setup demo test lint unit sanity api mesh mesh-up cluster molecule docs release proof matrix bench bench-hosts bench-gateways clean
+.PHONY: help setup demo test lint unit sanity api mesh mesh-up examples cluster molecule docs release proof matrix bench bench-hosts bench-gateways clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -47,7 +47,10 @@ api: setup ## tests against a real API server, without proxies
 
 mesh: setup mesh-up ## tests against real proxies
 	@echo "mesh: pytest tests/mesh against $(or $(USER_CLUSTER),the mesh of this machine)"
-	@$(on_mesh) pytest tests/mesh
+	@$(on_mesh) pytest tests/mesh --ignore tests/mesh/test_examples.py
+
+examples: setup mesh-up ## every example of modules and pages, as it is written (about 10 min)
+	@$(on_mesh) pytest tests/mesh/test_examples.py
 
 cluster: setup ## tests of the one-machine mesh itself, as root (about 5 min)
 	@$(MESH) build

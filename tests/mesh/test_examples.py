@@ -39,7 +39,7 @@ BEFORE: dict[str, list[dict[str, Any]]] = {
 }
 """What an example relies on that its text does not say."""
 LONGEST_RUN = 1800
-"""Seconds, on a machine that is busy with other tests; alone it takes about a minute and a half."""
+"""Seconds, on a machine that is busy with other tests; it takes minutes, so it has a make target of its own, `make examples`."""
 
 
 @dataclass(frozen=True)
