@@ -98,12 +98,13 @@ def plan_gateway(wanted: Iterable[Route], default: DefaultRoute | None, live: Li
     late = {_id(o) for o in guard_objects((r for r in after.all_routes if (r.gateway, r.entry.host) in open_before), gateways)}
     late_guards = [c for c in guards.there if c.before is None and _id(c.object) in late]
     early_guards = [c for c in guards.there if c not in late_guards]
+    in_force = guard_objects(after.all_routes, gateways)
 
     steps: Steps = [*_service_ports(after, gateways), *entries, *origins.there, *_dialled(before, after, gateways), *early_guards, *legs.there]
-    steps += _ready(after, gateways, guard_objects(after.all_routes, gateways) if early_guards else [])
+    steps += _ready(after, gateways, in_force if early_guards else [])
     steps += _at_clients(before, after, live, namespace, policy, gateways)
     steps += late_guards
-    steps += _guarded(after.routes, gateways, guard_objects(after.all_routes, gateways)) if late_guards else []
+    steps += _guarded(after.routes, gateways, in_force) if late_guards else []
     gone = [*guards.gone, *legs.gone, *origins.gone]
     return Plan((*steps, *gone, *_left_over(after, live, gateways, gone), *entries_then))
 
@@ -208,10 +209,9 @@ def _left_over(after: _State, live: Live, gateways: Mapping[str, Gateway], gone:
 def _at_clients(before: _State, after: _State, live: Live, namespace: str, policy: str, gateways: Mapping[str, Gateway]) -> Steps:
     """The default route comes before routes that it makes needless go, and goes after those that stand in for it came."""
     everything = f"{policy}.{EVERYTHING_SCOPE}"
-    there = {o["kind"]: o for o in live["VirtualService"] if o["metadata"]["namespace"] == namespace and policy_of(o) == everything}
+    legs = {"VirtualService": [o for o in live["VirtualService"] if o["metadata"]["namespace"] == namespace and policy_of(o) == everything]}
     leg = [default_leg(after.default, gateways[after.default.gateway])] if after.default else []
     known = default_known(after.default) if after.default else []
-    legs = {"VirtualService": list(there.values())}
     added, removed = host_changes(known, live["ServiceEntry"], namespace, everything)
     steps: Steps = []
     if after.default:
@@ -221,7 +221,7 @@ def _at_clients(before: _State, after: _State, live: Live, namespace: str, polic
         steps += [_by_default(after.default, gateways, tls=True)] if added else []
     steps += _own_ways(before, after, live, namespace, policy, gateways)
     if before.default and not after.default:
-        steps += [*removed, *_changes(legs, [], delete={_id(o) for o in there.values()})]
+        steps += [*removed, *_changes(legs, [], delete={_id(o) for o in legs["VirtualService"]})]
         gone = {(f"*.{d}", p, c) for d in before.default.domains for p, c in _default_ways(before.default, gateways)}
         steps += [Wait(before.default.clients, not_routes=frozenset(gone))]
     return steps
