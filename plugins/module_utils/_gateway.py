@@ -14,6 +14,7 @@ Pure. `_gateway_objects` makes the objects for it, `_gateway_plan` the order of 
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -196,9 +197,15 @@ def check(routes: Iterable[Route], others: Iterable[Route]) -> None:
         _check_backend(route, routes)
         _check_hop(route)
         _check_origination(route)
+    others = list(others)
+    by_host: dict[tuple[str, str], list[Route]] = defaultdict(list)
+    by_port = {(o.gateway, p.number): o for o in others for p in o.entry.ports if o.takes_port(p)}
+    for route in (*routes, *others):
+        by_host[route.gateway, route.entry.host].append(route)
     for route in routes:
-        for other in (*routes, *others):
+        for other in by_host[route.gateway, route.entry.host]:
             _check_together(route, other)
+        _check_ports(route, by_port)
 
 
 def _check_backend(route: Route, routes: list[Route]) -> None:
@@ -269,16 +276,22 @@ def _check_origination(route: Route) -> None:
         )
 
 
-def _check_together(route: Route, other: Route) -> None:
-    if other.gateway == route.gateway and other.entry.host != route.entry.host:
-        taken = {p.number for p in other.entry.ports if other.takes_port(p)}
-        port = next((p for p in route.entry.ports if route.takes_port(p) and p.number in taken), None)
-        if port:
+def _check_ports(route: Route, by_port: dict[tuple[str, int], Route]) -> None:
+    """Takes the ports that the route has to itself into `by_port`, unless another host has one of them."""
+    for port in route.entry.ports:
+        if not route.takes_port(port):
+            continue
+        other = by_port.setdefault((route.gateway, port.number), route)
+        if other.entry.host != route.entry.host:
             raise GatewayError(
                 f"{route.entry.host} and {other.entry.host} would both take port {port.number} of {route.gateway} for plain TCP.\n"
                 "Use hop mutual_tls (or auto), which carries any number of TCP hosts over the gateway's TLS port."
             )
-    if (other.gateway, other.entry.host) != (route.gateway, route.entry.host) or other == route:
+
+
+def _check_together(route: Route, other: Route) -> None:
+    """Two routes of one host through one gateway."""
+    if other == route:
         return
     whose = f'policy "{other.policy}" of namespace {other.namespace}'
     if other.origination != route.origination and all(any(p.protocol in HTTP_PROTOCOLS for p in r.entry.ports) for r in (route, other)):
