@@ -179,17 +179,20 @@ def _shared(before: _State, after: _State, live: Live, gateways: Mapping[str, Ga
 
 
 def _legs(before: _State, after: _State, live: Live, gateways: Mapping[str, Gateway], key: str) -> _Changes:
-    """Changes of Gateways, DestinationRules and the gateway's VirtualServices: first old and new side by side, in the end the new alone."""
+    """Changes of Gateways, DestinationRules and the gateway's VirtualServices: first what is live and the new side by side, in the end the new alone.
+
+    What is live may be more than the routes' records tell: a task that broke off wrote the records first, while clients still went the former way.
+    """
     old = gateway_objects(before.all_routes, before.defaults, gateways)
     new = gateway_objects(after.all_routes, after.defaults, gateways)
     own = [(s.routes, [s.default] if s.default else []) for s in (before, after)]
     concerned = {_id(o) for routes, defaults in own for o in gateway_objects(routes, defaults, gateways)}
     concerned |= {_id(o) for o in live["VirtualService"] if policy_of(o) == key}
-    there_already = {_id(o) for objects in live.values() for o in objects}
+    there_already = {_id(o): o for objects in live.values() for o in objects}
     if any(s.clients == () for s in (*before.routes, *after.routes, before.default, after.default) if s):
         concerned |= {_id(o) for o in (*old, *new) if o["kind"] == "DestinationRule" and _id(o) in there_already}
-    wanted = {_id(o) for o in new} | there_already  # nothing is made anew only to be taken away, perhaps in a namespace that is gone
-    there = _changes(live, [o for o in _merged(old, new) if _id(o) in concerned & wanted], delete=())
+    beside = [o for key, o in there_already.items() if key in concerned]
+    there = _changes(live, [o for o in _merged(beside, new) if _id(o) in concerned], delete=())
     return _Changes(there, _changes(_apply_to(live, there), [o for o in new if _id(o) in concerned], delete=concerned))
 
 

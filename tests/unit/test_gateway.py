@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _gateway
@@ -162,6 +162,7 @@ TASKS = st.lists(st.tuples(st.one_of(PRESENT, PRESENT, ABSENT), st.one_of(st.non
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(TASKS)
+@example([(Task([{"host": "a.example.com", "ports": [80]}], hop="plain"), None), (Task([{"host": "a.example.com", "ports": [80]}]), 1)])
 def test_no_client_is_sent_where_there_is_no_way_at_any_moment_and_all_can_be_taken_back(tasks: list[tuple[Task, int | None]]) -> None:
     live: list[Object] = []
     for task, broken_off in tasks:
