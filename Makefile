@@ -7,6 +7,7 @@ MAKEFLAGS += --no-print-directory
 
 export MESH_CACHE ?= $(HOME)/.cache/istio-egress-mesh
 export ANSIBLE_LOCALHOST_WARNING := false
+export ANSIBLE_PIPELINING := true
 export ANSIBLE_INVENTORY_UNPARSED_WARNING := false
 export PATH := $(MESH_CACHE)/venv/bin:$(PATH)
 
@@ -23,9 +24,11 @@ help: ## this list
 setup: ## development venv with all tools, in the cache directory (first time about 1 min, then at once)
 	@tests/tooling/setup
 
-demo: setup mesh-up ## one mesh, three playbooks, one table of real requests
+demo: setup mesh-up ## one mesh, three playbooks, one table of real requests, and their picture below tests/output
 	@echo "demo: playbook meshops.istio_egress.demo against $(or $(USER_CLUSTER),the mesh of this machine)"
-	@$(on_mesh) ansible-playbook meshops.istio_egress.demo
+	@mkdir -p tests/output
+	@$(on_mesh) ansible-playbook meshops.istio_egress.demo -e egress_svg=$(CURDIR)/tests/output/demo.svg
+	@echo "demo: the requests after the entries, drawn: tests/output/demo.svg"
 
 test: setup ## lint, unit, docs, sanity, api, mesh, in this order; stops at the first failure
 	@python tests/tooling/stages.py lint unit docs sanity api mesh
@@ -47,7 +50,7 @@ api: setup ## tests against a real API server, without proxies
 
 mesh: setup mesh-up ## tests against real proxies
 	@echo "mesh: pytest tests/mesh against $(or $(USER_CLUSTER),the mesh of this machine)"
-	@$(on_mesh) pytest tests/mesh --ignore tests/mesh/test_examples.py
+	@$(on_mesh) pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder tests/mesh --ignore tests/mesh/test_examples.py
 
 examples: setup mesh-up ## every example of modules and pages, as it is written (about 10 min)
 	@$(on_mesh) pytest tests/mesh/test_examples.py

@@ -17,7 +17,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster impo
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait
 
 ATTEMPTS = 5
-"""How often a plan is made anew because somebody else wrote one of its objects between reading and writing."""
+"""How often a plan is made anew because somebody else wrote one of its objects between reading and writing, and how often a write over a new status."""
 
 Waiter = Callable[[Wait], float]
 """Waits until proxies follow and returns the seconds that it took; raises to end the plan."""
@@ -74,19 +74,19 @@ def _apply(plan: Plan, cluster: Cluster, waiter: Waiter | None) -> Outcome:
             continue
         key = (step.kind, step.namespace, step.name)
         try:
-            written = _write(step, cluster, resource_version=(newest.get(key) or {}).get("resourceVersion"))
+            written = _write(step, cluster, newest.get(key))
         except ClusterError as error:
             raise ApplyError(error, _roll_back(done, cluster), [str(change) for change, _written in done]) from error
         if written:
-            newest[key] = written["metadata"]
+            newest[key] = written
         done.append((step, written))
     return outcome
 
 
-def _write(change: Change, cluster: Cluster, dry_run: bool = False, resource_version: str | None = None) -> dict[str, Any] | None:
+def _write(change: Change, cluster: Cluster, newest: dict[str, Any] | None = None, dry_run: bool = False) -> dict[str, Any] | None:
     """Sends one change; the object as the server has it now, or None after a delete.
 
-    `resource_version` is that of an earlier write of the same plan, which the change was planned on top of.
+    `newest` is the object as an earlier write of the same plan left it, which the change was planned on top of.
     """
     if change.after is None:
         cluster.delete(change.object, dry_run=dry_run)
@@ -95,11 +95,24 @@ def _write(change: Change, cluster: Cluster, dry_run: bool = False, resource_ver
         return cluster.create(change.after, dry_run=dry_run)
     if change.patch:
         return cluster.patch(change.kind, change.namespace, change.name, list(change.patch), dry_run=dry_run)
-    after = change.after
-    if resource_version:
-        after = copy.deepcopy(after)
-        after["metadata"]["resourceVersion"] = resource_version
-    return cluster.replace(after, dry_run=dry_run)
+    return _replace(change.after, newest or change.before, cluster, dry_run)
+
+
+def _replace(after: dict[str, Any], known: dict[str, Any], cluster: Cluster, dry_run: bool = False) -> dict[str, Any]:
+    """Writes an object over `known`, which is what is live as far as this task knows.
+
+    istiod writes the status of what it just read (the addresses that it allots to a ServiceEntry), so a conflict (409) about nothing else is none.
+    """
+    after, live = copy.deepcopy(after), known
+    for attempt in range(1, ATTEMPTS + 1):
+        after["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
+        try:
+            return cluster.replace(after, dry_run=dry_run)
+        except ClusterError as error:
+            live = cluster.get(known["kind"], known["metadata"]["namespace"], known["metadata"]["name"]) if error.is_conflict else None
+            if attempt == ATTEMPTS or live is None or _meant(live) != _meant(known):
+                raise
+    raise AssertionError("unreachable")
 
 
 def _roll_back(done: list[tuple[Change, dict[str, Any] | None]], cluster: Cluster) -> str:
@@ -113,25 +126,11 @@ def _roll_back(done: list[tuple[Change, dict[str, Any] | None]], cluster: Cluste
             elif written is None:
                 cluster.create(_fresh(change.before))
             else:
-                _restore(change.before, written, cluster)
+                _replace(change.before, written, cluster)
         except ClusterError as error:
             stopped = f"{change.kind} {change.namespace}/{change.name} ({error.message})"
             return f"Undoing the {len(done)} earlier changes stopped at {stopped}; run the task again to finish."
     return f"The {len(done)} earlier changes of this task were undone: everything is as it was before."
-
-
-def _restore(before: dict[str, Any], written: dict[str, Any], cluster: Cluster) -> None:
-    """Writes an object as it was, unless somebody else changed more than its status meanwhile, which is a conflict (409)."""
-    result = copy.deepcopy(before)
-    result["metadata"]["resourceVersion"] = written["metadata"]["resourceVersion"]
-    try:
-        cluster.replace(result)
-    except ClusterError as error:
-        live = cluster.get(written["kind"], written["metadata"]["namespace"], written["metadata"]["name"]) if error.is_conflict else None
-        if live is None or _meant(live) != _meant(written):
-            raise
-        result["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
-        cluster.replace(result)
 
 
 def _meant(obj: dict[str, Any]) -> dict[str, Any]:

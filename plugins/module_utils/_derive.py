@@ -22,25 +22,32 @@ UNDECLARED = "undeclared.invalid"
 """A name that nobody can declare (RFC 2606). It is asked for at the address of a declared host, so that no DNS has a part in the refusal."""
 MOST_OF_OTHERS = 50
 """Requests for what other owners open: in a large mesh many entries are exported to all."""
+STRANGER = "an identity that may not"
 SPARE_PORTS = (8443, 9443, 10443, 11443)
 
 
 @dataclass(frozen=True)
 class Derived:
+    """`strangers` are requests to be made by an identity that no `allow_from` names."""
+
     requests: tuple[Request, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    strangers: tuple[Request, ...] = ()
 
 
-def derive(entries: Iterable[Mapping[str, Any]], namespace: str, refuses: bool, others: bool, sidecar: Mapping[str, Any] | None = None) -> Derived:
-    """The requests for all hosts that this collection declared for a namespace.
+def derive(
+    entries: Iterable[Mapping[str, Any]], namespace: str, account: str, refuses: bool, others: bool, sidecar: Mapping[str, Any] | None = None
+) -> Derived:
+    """The requests for all hosts that this collection declared for a namespace, made by a workload with the service account `account`.
 
     `refuses` says whether undeclared hosts are refused there at all, else there are no refusals to prove. With `others`, what entries of other owners
     open beyond the declared hosts must be refused, too, as far as the workload's Sidecar
     resource imports them. Raises TrafficError when nothing is declared.
     """
     entries = [e for e in entries if e["spec"].get("hosts")]
-    through = [r.entry for r in _gateway.read_routes(entries) if namespace in r.clients or not r.clients]
-    routed = {e.host for e in through}
+    routes = _gateway.read_routes(entries)
+    through = [r for r in routes if namespace in r.clients or not r.clients]
+    routed = {r.entry.host for r in through}
     own = [e for e in entries if (policy_of(e) or ".").count(".") == 0 and exported(e, namespace)]
     direct = [d.entry for e in own for d in read_service_entry(e) if d.entry.host not in routed]
     if not through and not direct:
@@ -49,20 +56,29 @@ def derive(entries: Iterable[Mapping[str, Any]], namespace: str, refuses: bool, 
             "Declare hosts with istio_egress_host or istio_egress_gateway, or list requests."
         )
     notes: list[str] = []
-    requests = [r for entry in direct for r in _allowed(entry, "direct", notes)] + [r for entry in through for r in _allowed(entry, "gateway", notes)]
+    requests = [r for entry in direct for r in _each(entry, "allowed", "direct", "declared, directly", notes)]
+    strangers: list[Request] = []
+    for route in through:
+        callers = _gateway.callers(r for r in routes if (r.gateway, r.entry.host) == (route.gateway, route.entry.host))
+        if callers is not None and callers.isdisjoint((namespace, f"{namespace}/{account}")):
+            requests += _each(route.entry, "blocked", None, STRANGER, notes)
+            continue
+        requests += _each(route.entry, "allowed", "gateway", "declared, through the gateway", notes)
+        if callers is not None and namespace not in callers:
+            strangers += _each(route.entry, "blocked", None, STRANGER, [])
     if refuses:
-        declared = [*direct, *through]
+        declared = [*direct, *(r.entry for r in through)]
         opened = _opened_by_others(entries, namespace, declared, sidecar) if others else []
         requests += [*_refused(declared), *opened[:MOST_OF_OTHERS]]
         if len(opened) > MOST_OF_OTHERS:
             notes.append(f"Entries of other owners open {len(opened)} more hosts and ports; {MOST_OF_OTHERS} of them were tried (istio_egress_info lists all).")
     else:
         notes.append(f"Undeclared hosts are let out in namespace {namespace} (its mode is not REGISTRY_ONLY), so no refusal was tried.")
-    return Derived(tuple(dict.fromkeys(requests)), tuple(notes))
+    return Derived(tuple(dict.fromkeys(requests)), tuple(notes), tuple(dict.fromkeys(strangers)))
 
 
-def _allowed(entry: HostEntry, via: str, notes: list[str]) -> list[Request]:
-    rule = f"declared, {'through the gateway' if via == 'gateway' else 'directly'}"
+def _each(entry: HostEntry, expect: str, via: str | None, rule: str, notes: list[str]) -> list[Request]:
+    """A request for each port of the entry; `notes` gets what none can be made for."""
     if entry.is_wildcard:
         notes.append(f"{entry.host} is a wildcard, and no request was made for it: list one for a name below it in requests.")
         return []
@@ -74,7 +90,7 @@ def _allowed(entry: HostEntry, via: str, notes: list[str]) -> list[Request]:
     named = [] if entry.host.endswith(f".{IP_DOMAIN}") else [entry.host]
     result = []
     for port in entry.ports:
-        result += [_request(t, port, "allowed", via, rule) for t in (targets if port.is_opaque else named or targets)]
+        result += [_request(t, port, expect, via, rule) for t in (targets if port.is_opaque else named or targets)]
     return result
 
 

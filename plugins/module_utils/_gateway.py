@@ -307,6 +307,17 @@ def _check_together(route: Route, other: Route) -> None:
         )
 
 
+def callers(routes: Iterable[Route]) -> frozenset[str] | None:
+    """Who may use one host at one gateway by all its `routes`, namespaces and namespace/serviceaccount. None where nobody is refused.
+
+    The policies of several namespaces add up: who may is who may by one of them.
+    """
+    routes = list(routes)
+    if not any(r.entry.allow_from and not r.shadow for r in routes):
+        return None
+    return frozenset(who for r in routes for who in (r.clients if r.shadow else r.entry.allow_from or r.clients))
+
+
 # -- live objects -------------------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ made from all routes.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway import (
@@ -23,6 +23,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway impo
     DefaultRoute,
     Gateway,
     Route,
+    callers,
     digest,
 )
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import NETWORKING, Declared, Object, policy_labels
@@ -157,9 +158,8 @@ def origination_objects(routes: Iterable[Route], gateways: Mapping[str, Gateway]
 def guard_objects(routes: Iterable[Route], gateways: Mapping[str, Gateway]) -> list[Object]:
     """Per gateway and host with `allow_from`, the AuthorizationPolicy that refuses everybody else, and one that only counts them where it is in shadow.
 
-    It denies by name of the host instead of allowing, so that it says nothing about hosts of others. The policies of several namespaces add up: who
-    may use a host is who may by one of them. HTTP is told apart by Host, and only in the connections that carry HTTP: on the others Istio leaves a
-    condition on Host out of a denial, which would refuse every host there.
+    It denies by name of the host instead of allowing, so that it says nothing about hosts of others. HTTP is told apart by Host, and only in the
+    connections that carry HTTP: on the others Istio leaves a condition on Host out of a denial, which would refuse every host there.
     """
     by_host: dict[tuple[str, str], list[Route]] = defaultdict(list)
     for route in routes:
@@ -167,16 +167,16 @@ def guard_objects(routes: Iterable[Route], gateways: Mapping[str, Gateway]) -> l
             by_host[route.gateway, route.entry.host].append(route)
     result = []
     for (reference, _host), group in by_host.items():
-        if any(r.entry.allow_from and not r.shadow for r in group):
-            allowed = {who for r in group for who in (r.clients if r.shadow else r.entry.allow_from or r.clients)}
-            result.append(_guard(group, allowed, gateways[reference], shadow=False))
+        enforced = callers(group)
+        if enforced is not None:
+            result.append(_guard(group, enforced, gateways[reference], shadow=False))
         if any(r.entry.allow_from and r.shadow for r in group):
             allowed = {who for r in group for who in r.entry.allow_from or r.clients}
             result.append(_guard(group, allowed, gateways[reference], shadow=True))
     return result
 
 
-def _guard(routes: list[Route], allowed: set[str], gateway: Gateway, shadow: bool) -> Object:
+def _guard(routes: list[Route], allowed: Collection[str], gateway: Gateway, shadow: bool) -> Object:
     host = routes[0].entry.host
     accounts = sorted(f"cluster.local/ns/{who.replace('/', '/sa/')}" for who in allowed if "/" in who)
     namespaces = sorted(who for who in allowed if "/" not in who)

@@ -4,7 +4,7 @@
 """PRIVATE to this collection. A short-lived pod that makes requests as a workload would whose own containers have no curl.
 
 It has the workload's labels, service account, DNS and injection, is never ready, so that no Service sends it traffic, belongs to the pod it stands for, so
-that no controller takes it for one of its own, and ends by itself.
+that no controller takes it for one of its own, and ends by itself. As a stranger it has a service account that was made with it and that nothing names.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
@@ -28,12 +28,11 @@ _ANNOTATIONS = ("traffic.sidecar.istio.io/", "sidecar.istio.io/", "proxy.istio.i
 _OF_THE_INJECTOR = ("sidecar.istio.io/status", "security.istio.io/tlsMode", "istio.io/rev", "pod-template-hash")
 
 
-def pod_for(pod: Mapping[str, Any], image: str, token: str) -> dict[str, Any]:
-    """The short-lived pod that stands for `pod`."""
+def pod_for(pod: Mapping[str, Any], image: str, token: str, account: str = "") -> dict[str, Any]:
+    """The short-lived pod that stands for `pod`, with its service account unless another one is named."""
     metadata, spec = pod["metadata"], pod["spec"]
     labels = {k: v for k, v in (metadata.get("labels") or {}).items() if k not in _OF_THE_INJECTOR}
     notes = {k: v for k, v in (metadata.get("annotations") or {}).items() if k.startswith(_ANNOTATIONS) and k not in _OF_THE_INJECTOR}
-    owner = {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"], "controller": True}
     container = {
         "name": CONTAINER,
         "image": image,
@@ -56,10 +55,11 @@ def pod_for(pod: Mapping[str, Any], image: str, token: str) -> dict[str, Any]:
             "namespace": metadata["namespace"],
             "labels": {**labels, MANAGED_BY_LABEL: MANAGED_BY},
             "annotations": notes,
-            "ownerReferences": [owner],
+            "ownerReferences": [_owned_by(pod)],
         },
         "spec": {
             **{key: spec[key] for key in _COPIED if spec.get(key)},
+            **({"serviceAccountName": account} if account else {}),
             "activeDeadlineSeconds": LONGEST,
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": 0,
@@ -79,13 +79,28 @@ def has_client(cluster: Cluster, source: Source) -> bool:
 
 
 @contextmanager
-def stand_in(cluster: Cluster, pod: Mapping[str, Any], image: str, timeout: float) -> Iterator[tuple[Source, dict[str, Any]]]:
+def stand_in(cluster: Cluster, pod: Mapping[str, Any], image: str, timeout: float, stranger: bool = False) -> Iterator[tuple[Source, dict[str, Any]]]:
     """A short-lived pod for `pod`, running, gone afterwards whatever happens. Raises TrafficError when it does not start."""
-    made = cluster.create(pod_for(pod, image, secrets.token_hex(4)))
-    try:
-        yield _started(cluster, made, timeout)
-    finally:
-        cluster.delete({**made, "kind": "Pod"})
+    token = secrets.token_hex(4)
+    with ExitStack() as afterwards:
+
+        def create(obj: dict[str, Any]) -> dict[str, Any]:
+            made = cluster.create(obj)
+            afterwards.callback(cluster.delete, {**made, "kind": obj["kind"]})
+            return made
+
+        account = create(_stranger(pod, token))["metadata"]["name"] if stranger else ""
+        yield _started(cluster, create(pod_for(pod, image, token, account)), timeout)
+
+
+def _stranger(pod: Mapping[str, Any], token: str) -> dict[str, Any]:
+    metadata = {"name": f"egress-check-{token}", "namespace": pod["metadata"]["namespace"], "labels": {MANAGED_BY_LABEL: MANAGED_BY}}
+    return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {**metadata, "ownerReferences": [_owned_by(pod)]}}
+
+
+def _owned_by(pod: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = pod["metadata"]
+    return {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"], "controller": True}
 
 
 def _started(cluster: Cluster, made: Mapping[str, Any], timeout: float) -> tuple[Source, dict[str, Any]]:

@@ -39,14 +39,17 @@ options:
       - Image with C(sh), C(sleep) and C(curl), such as V(docker.io/curlimages/curl:8.16.0). Where the workload's container has no curl, a short-lived pod of
         it makes the requests, with the workload's labels, service account, DNS and injection. It is never ready, so no Service sends it traffic, and is
         removed before the task ends.
-      - Without it, such a container is an error. In check mode no pod is made, either.
+      - With derived requests, a second one, with a service account that was made for it, asks for the hosts that name in C(allow_from) who may use them,
+        and must be refused.
+      - Without it, such a container is an error, and nobody else asks for such hosts. In check mode no pod is made, either.
     type: str
   requests:
     description:
       - What to ask for. An item is a dictionary, or a string of one or more URLs separated by white space, as the text field of a survey gives them.
       - When it is left out, requests are derived from the host entries of this collection that the namespace sees. Each exact host and port must pass,
-        directly or through the gateway, as declared. Where the mode is C(REGISTRY_ONLY), there must be refused, an undeclared host (asked for at the
-        address of a declared one), each host on an undeclared port, plain HTTP where only TLS is declared, and see O(refuse_others).
+        directly or through the gateway, as declared, or be refused where its C(allow_from) leaves out the workload. Where the mode is C(REGISTRY_ONLY),
+        there must be refused, an undeclared host (asked for at the address of a declared one), each host on an undeclared port, plain HTTP where only TLS
+        is declared, and see O(refuse_others).
     type: list
     elements: raw
     suboptions:
@@ -102,7 +105,8 @@ options:
     type: int
     default: 2
 notes:
-  - A short-lived pod needs the rights to C(get), C(create) and C(delete) C(pods) besides.
+  - A short-lived pod needs the rights to C(get), C(create) and C(delete) C(pods) besides, one with another service account those to C(create) and C(delete)
+    C(serviceaccounts).
   - Needs the rights to C(list) C(pods), C(create) C(pods/exec) and C(get) C(pods/log) in O(namespace), and in the namespace of an egress gateway for what
     that one says. Without the last, or where access logs are off, verdicts rest on what curl saw and on the proxies' own configuration, and say so.
 extends_documentation_fragment:
@@ -316,6 +320,7 @@ pod:
 """
 
 import time
+from contextlib import ExitStack
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _derive, _explain, _path, _short_lived, _traffic
 from ansible_collections.meshops.istio_egress.plugins.module_utils._inquiry import Inquiry
@@ -347,7 +352,8 @@ def derived(inquiry: Inquiry, source: _traffic.Source, pod: dict, others: bool) 
     refuses = (
         source.sidecar and _explain.explain(nowhere, [nowhere.host], pod, source.container, inquiry.configuration(pod), inquiry.neighbour, world).by == "mesh"
     )
-    return _derive.derive(world.of("ServiceEntry"), source.namespace, refuses, others, world.sidecar_of(pod))
+    account = pod["spec"].get("serviceAccountName") or "default"
+    return _derive.derive(world.of("ServiceEntry"), source.namespace, account, refuses, others, world.sidecar_of(pod))
 
 
 def ask(prober: Prober, requests: list[_traffic.Request], retries: int, delay: int) -> list[dict]:
@@ -375,19 +381,32 @@ def main() -> None:
         inquiry = Inquiry(cluster, params["istio_namespace"])
         source = _traffic.choose_source(inquiry.pods(namespace), namespace, params["workload"], params["container"])
         pod = next(p for p in inquiry.pods(namespace) if p["metadata"]["name"] == source.pod)
-        made = _derive.Derived(listed, ()) if listed else derived(inquiry, source, pod, params["refuse_others"])
-        if params["image"] and not module.check_mode and not _short_lived.has_client(cluster, source):
-            with _short_lived.stand_in(cluster, pod, params["image"], START_WAIT) as (source, pod):
-                prober = Prober(cluster, inquiry, source, pod, params["timeout"], params["insecure"])
-                rows = ask(prober, list(made.requests), params["retries"], params["delay"])
-        else:
-            prober = Prober(cluster, inquiry, source, pod, params["timeout"], params["insecure"])
-            rows = ask(prober, list(made.requests), params["retries"], params["delay"])
-        module.warn_all(prober.warnings + inquiry.warnings + _traffic.warnings(rows) + list(made.notes))
-        result = {"checks": rows, "table": _traffic.table(rows), "notes": list(made.notes), "pod": source.pod}
+        made = _derive.Derived(listed) if listed else derived(inquiry, source, pod, params["refuse_others"])
+        image = "" if module.check_mode else params["image"] or ""
+        notes, warnings = list(made.notes), []
+
+        def answers(asker: tuple[_traffic.Source, dict], requests: tuple[_traffic.Request, ...]) -> list[dict]:
+            prober = Prober(cluster, inquiry, *asker, params["timeout"], params["insecure"])
+            rows = ask(prober, list(requests), params["retries"], params["delay"])
+            warnings.extend(w for w in prober.warnings if w not in warnings)
+            return rows
+
+        with ExitStack() as pods:
+            asker = (source, pod)
+            if image and not _short_lived.has_client(cluster, source):
+                asker = pods.enter_context(_short_lived.stand_in(cluster, pod, image, START_WAIT))
+            rows = answers(asker, made.requests)
+            if made.strangers and image:
+                stranger = pods.enter_context(_short_lived.stand_in(cluster, pod, image, START_WAIT, stranger=True))
+                rows += answers(stranger, made.strangers)
+            elif made.strangers:
+                hosts = ", ".join(sorted({r.host for r in made.strangers}))
+                notes.append(f"That no other identity may use {hosts} was not tried: name an image with curl in image, for a short-lived pod that has another.")
+        module.warn_all(warnings + inquiry.warnings + _traffic.warnings(rows) + notes)
+        result = {"checks": rows, "table": _traffic.table(rows), "notes": notes, "pod": asker[0].pod}
         result["passed"] = all(row["met"] is not False for row in rows)
         if not result["passed"]:
-            module.fail_json(msg=_traffic.complaint(rows, source), **result)
+            module.fail_json(msg=_traffic.complaint(rows, asker[0]), **result)
         module.exit_json(changed=False, **result)
 
 

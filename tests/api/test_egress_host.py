@@ -264,6 +264,26 @@ def test_a_conflict_without_end_is_an_error(account: Account, namespace: str, ta
     assert declared(account, namespace) == {"a.hosts.test": ["TLS/443"]}
 
 
+def test_a_status_written_between_two_writes_of_a_task_is_no_conflict(account: Account, namespace: str, task: Callable[..., Result]) -> None:
+    """istiod allots addresses to a ServiceEntry as soon as it sees it, which is between two steps of a task that changes it twice."""
+    task(hosts=["a.hosts.test", "b.hosts.test"])
+    written: list[str] = []
+
+    def allot(method: str, path: str) -> None:
+        if method == "PUT":
+            written.append(path)
+        if method == "PUT" and len(written) % 3:
+            status = {"status": {"addresses": [{"value": f"240.240.0.{len(written)}", "host": "a.hosts.test"}]}}
+            account.server.call("PATCH", f"{path.partition('?')[0]}/status", status, "application/merge-patch+json")
+
+    with Relay(account.server, allot) as relay:
+        result = task(host=relay.url, api_key=account.token, hosts=["a.hosts.test:80,443"])
+    codes = [r.code for r in result.sent if r.verb == "update"]
+    assert result["changed"] and codes and codes == [409, 409, 200] * (len(codes) // 3)
+    assert [r.verb for r in result.sent if r.resource == "serviceentries"].count("list") == 1, "the plan was made anew"
+    assert declared(account, namespace) == {"a.hosts.test": ["HTTP/80", "TLS/443"], "b.hosts.test": ["TLS/443"]}
+
+
 def test_an_object_that_was_made_anew_meanwhile_is_not_deleted(account: Account, namespace: str, task: Callable[..., Result]) -> None:
     task(hosts=["a.hosts.test"])
     replaced: list[str] = []

@@ -27,6 +27,12 @@ IMAGE = "docker.io/curlimages/curl:8.16.0"
 READY_WITHIN = 180
 """Seconds for a pod to start, on a machine that is busy with other tests."""
 
+LANES = (
+    ("test_gateway_playbooks", "test_gateway", "test_gateway_no_lost_request", "test_cleanup"),  # share the mesh's own gateway, and hosts behind it
+    ("test_playbooks",), ("test_failures",), ("test_scenarios",), ("test_bypass",), ("test_gateway_deploy",), ("test_check",), ("test_follow",),
+)  # fmt: skip
+"""Files whose tests run one after the other in one process, `make mesh` has several; the longest first. A file that is not named is a lane of its own."""
+
 RunModule = Callable[..., Result]
 NewNamespace = Callable[..., str]
 StartWorkload = Callable[..., "Workload"]
@@ -76,6 +82,13 @@ class Workload:
         """Whether the far end's TCP echo sends back what it is sent. It speaks first, and is heard until a proxy looks at the caller's first bytes."""
         script = f"(echo there; sleep 1) | curl -s -m 3 telnet://{address}:{port}"
         return "there" in self.cluster.exec(self.namespace, self.pod, "sleep", ["sh", "-c", script])[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    lanes = {name: number for number, names in enumerate(LANES) for name in names}
+    items.sort(key=lambda item: lanes.get(item.path.stem, len(LANES)))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(str(lanes.get(item.path.stem, item.path.stem))))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,8 @@ Of a namespace: what is made for the whole mesh belongs to everybody who uses th
 
 from __future__ import annotations
 
+import sys
+
 from mesh.load import Load, Stream, process_of
 
 CLEANUP, HOST, MODE, GATEWAY, BYPASS = "istio_egress_cleanup", "istio_egress_host", "istio_outbound_mode", "istio_egress_gateway", "istio_egress_bypass"
@@ -55,7 +57,7 @@ def test_what_was_made_for_a_namespace_goes_and_no_request_with_it(run_module, w
         done = run_module(CLEANUP, namespace=mine)
         load.finish()
     with capsys.disabled():
-        print(f"\n{load.report()}")
+        print(f"\n{load.report()}", file=sys.stderr)
     assert checked["steps"] == done["steps"] and done["changed"]
     assert load.sent > 0 and load.failed == 0, load.report()
     assert ours(api, mine) == set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 from mesh.load import CONNECTIONS, Load, Stream, process_of
@@ -30,7 +31,7 @@ def test_wait_drain_returns_when_the_open_connections_are_closed(workload, run_m
     closed = load.counts["kept"].reconnects[:CONNECTIONS]
     told = f"mode in force at {in_force - begun:.1f} s, closed at {', '.join(f'{at - begun:.1f}' for at in closed)}, task back at {returned - begun:.1f} s"
     with capsys.disabled():
-        print(f"\n{told}; drain_seconds {result['drain_seconds']}")
+        print(f"\n{told}; drain_seconds {result['drain_seconds']}", file=sys.stderr)
     assert DRAIN_TIME - 3 < result["drain_seconds"] < DRAIN_TIME + 10, told
     assert len(closed) == CONNECTIONS and closed[-1] < returned + 1, f"connections were open when the task came back: {told}\n{load.report()}"
     assert closed[0] > in_force + DRAIN_TIME - 3, f"a connection did not live for the drain time: {told}\n{load.report()}"

@@ -1,4 +1,4 @@
-"""Every example runs: those of the modules, and the YAML of README, role READMEs and pages. One play runs them all, as they are written, one after the other.
+"""Every example runs: those of modules and filters, and the YAML of README, role READMEs and pages. One play runs them all, as written, in one order.
 
 Three things are different from the text: the namespaces have names of this run; what would change the whole mesh is a check; and what cannot run at all
 is named below with the reason. An example that is neither run nor named fails the test, and so does one that is named and has gone.
@@ -28,12 +28,14 @@ NOT_RUN = {
     "docs/rbac.md": "rules for a Role, no tasks; tests/api gives an account exactly these",
     "examples/awx/README.md": "needs a controller; tests/mesh/test_awx.py runs the jobs that it describes",
 }
+DECLARED = [
+    {PREFIX + "istio_egress_host": {"namespace": "demo", "policy": "given", "hosts": ["httpbin.org:80", "www.google.com"]}},
+    {PREFIX + "istio_egress_gateway": {"namespace": "demo", "policy": "given-gateway", "hosts": ["edition.cnn.com"]}},
+    {PREFIX + "istio_outbound_mode": {"namespace": "demo", "mode": "REGISTRY_ONLY"}},
+]
 BEFORE: dict[str, list[dict[str, Any]]] = {
-    "istio_egress_check": [
-        {PREFIX + "istio_egress_host": {"namespace": "demo", "policy": "given", "hosts": ["httpbin.org:80", "www.google.com"]}},
-        {PREFIX + "istio_egress_gateway": {"namespace": "demo", "policy": "given-gateway", "hosts": ["edition.cnn.com"]}},
-        {PREFIX + "istio_outbound_mode": {"namespace": "demo", "mode": "REGISTRY_ONLY"}},
-    ],
+    "istio_egress_check": DECLARED,
+    "egress_svg": DECLARED,
     "istio_egress_gateway_deploy": [{"kubernetes.core.k8s": {"api_version": "v1", "kind": "Namespace", "name": "istio-egress"}}],
     "istio_egress_explain": [{PREFIX + "istio_outbound_mode": {"namespace": "demo", "mode": "REGISTRY_ONLY"}}],
 }
@@ -58,7 +60,7 @@ class Example:
 
 def texts() -> Iterator[tuple[str, str]]:
     """Each YAML text with tasks in it, and where it stands."""
-    for path in sorted((tree.CHECKOUT / "plugins" / "modules").glob("*.py")):
+    for path in sorted(path for kind in ("filter", "modules") for path in (tree.CHECKOUT / "plugins" / kind).glob("*.py")):
         yield path.stem, re.search(r'^EXAMPLES = r"""\n(.*?)^"""', path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[1]
     patterns = ("README.md", "roles/*/README.md", "docs/**/*.md", "examples/**/*.md")
     for path in sorted(page for pattern in patterns for page in tree.CHECKOUT.glob(pattern)):
@@ -111,7 +113,7 @@ def test_every_example_runs(place: str, kubeconfig: Path, tmp_path: Path) -> Non
     playbook = tmp_path / "examples.yml"
     playbook.write_text(yaml.safe_dump([play], sort_keys=False, width=1000), encoding="utf-8")
     done = subprocess.run(
-        ["ansible-playbook", playbook], env={**os.environ, "K8S_AUTH_KUBECONFIG": str(kubeconfig), "ANSIBLE_NOCOLOR": "1"}, check=False,
+        ["ansible-playbook", playbook], env={**os.environ, "K8S_AUTH_KUBECONFIG": str(kubeconfig), "ANSIBLE_NOCOLOR": "1"}, check=False, cwd=tmp_path,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LONGEST_RUN,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 
 import pytest
 
@@ -121,7 +122,7 @@ def test_it_grows_and_restarts_under_load_without_a_lost_request(through, deploy
         wait_until(lambda: before.isdisjoint(p["metadata"]["name"] for p in cluster.list("Pod", place)), "the old pods to be gone", 90)
         load.finish()
     with capsys.disabled():
-        print(f"\n{load.report()}")
+        print(f"\n{load.report()}", file=sys.stderr)
     assert sum(count.failed for count in load.counts.values()) == 0, load.report()
 
 

@@ -10,6 +10,7 @@ when it ends is sent again by any HTTP client, and is not counted as lost.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from types import SimpleNamespace
 
@@ -91,7 +92,7 @@ def test_hosts_move_to_gateways_and_back_without_a_lost_request(place, run_modul
         flow.mark("nothing more")
         flow.finish()
     with capsys.disabled():
-        print(f"\nDuring {rounds} rounds of {len(ROUND)} steps:\n{flow.report()}")
+        print(f"\nDuring {rounds} rounds of {len(ROUND)} steps:\n{flow.report()}", file=sys.stderr)
     drained = flow.counts.pop("TLS kept")
     assert all(what.startswith(("connection closed before", "connection broken before")) for _at, what in drained.failures), drained
     assert drained.failed <= len(drained.reconnects), drained
@@ -151,4 +152,4 @@ def test_what_the_docs_have_one_do_beside_it(place, run_module, own_mesh, api, c
             flow.count()
         flow.finish()
     with capsys.disabled():
-        print(f"\nThe documentation's objects applied and deleted, {rounds} rounds:\n{flow.report()}")
+        print(f"\nThe documentation's objects applied and deleted, {rounds} rounds:\n{flow.report()}", file=sys.stderr)

@@ -6,6 +6,7 @@ the same policy, and give the hosts in use another port, which moves them betwee
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -87,7 +88,7 @@ def test_tasks_on_a_policy_lose_no_request_to_its_hosts(workload, run_module, lo
         load.mark("nothing more")
         load.finish()
     with capsys.disabled():
-        print(f"\nDuring {rounds} rounds of {len(ROUND)} tasks:\n{load.report()}")
+        print(f"\nDuring {rounds} rounds of {len(ROUND)} tasks:\n{load.report()}", file=sys.stderr)
     assert load.failed == 0, load.report()
     assert load.counts["TLS kept"].reconnects == [], load.report()
 

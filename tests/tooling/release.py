@@ -4,12 +4,13 @@ The environment is what a user's execution environment would be: ansible-core, w
 checkout. kubernetes.core is the one that `setup` fetched, since Galaxy is often out of reach. Playbooks run against KUBECONFIG, in namespaces of their own.
 
     release.py                 builds, judges, installs, and runs the demo
-    release.py --every         runs every playbook, twice, and takes all of it back
+    release.py --every         runs every playbook, twice, and cleanup, after which the cluster is what it was
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -20,7 +21,14 @@ import tempfile
 import venv
 from pathlib import Path
 
+from kubernetes.config import new_client_from_config
+from kubernetes.dynamic import DynamicClient
+
 import tree
+
+sys.path.append(str(tree.CHECKOUT / "tests"))
+from cluster.onemachine import pki
+from cluster.onemachine.layout import Cache
 
 OUTPUT = tree.CHECKOUT / "tests" / "output" / "release"
 BIN = Path(sys.executable).parent
@@ -31,6 +39,13 @@ FOR_USERS = {
     "CHANGELOG.rst", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "FILES.json", "LICENSE", "MANIFEST.json", "README.md", "changelogs", "docs", "examples", "meta",
     "playbooks", "plugins", "roles",
 }  # fmt: skip
+WATCHED = {
+    "networking.istio.io/v1": ("ServiceEntry", "Sidecar", "Gateway", "DestinationRule", "VirtualService"),
+    "security.istio.io/v1": ("AuthorizationPolicy",), "networking.k8s.io/v1": ("NetworkPolicy",), "apps/v1": ("Deployment",),
+    "v1": ("Namespace", "ConfigMap", "Secret", "Service", "ServiceAccount"),
+}  # fmt: skip
+OF_THE_CLUSTER = {"control-plane.alpha.kubernetes.io/leader", "deployment.kubernetes.io/revision"}
+"""Annotations that controllers write."""
 IMPORTER = "galaxy-importer>=0.4.30,<1"
 
 
@@ -114,19 +129,48 @@ def demo(variables: dict[str, str]) -> None:
     play("demo", variables, "-e", "egress_undo=true")
 
 
-def every(variables: dict[str, str]) -> None:
-    """Each playbook that sets something: it proves itself, changes nothing the second time, and takes back what it made."""
+def watched() -> dict[str, str]:
+    """What stands in the cluster of KUBECONFIG of the kinds that playbooks write, as text: what its owner wrote, not what the cluster adds."""
+    cluster = DynamicClient(new_client_from_config(config_file=os.environ["KUBECONFIG"]))
+    found = {}
+    for version, kinds in WATCHED.items():
+        for kind in kinds:
+            for obj in cluster.resources.get(api_version=version, kind=kind).get().to_dict()["items"]:
+                metadata = obj["metadata"]
+                annotations = {k: v for k, v in (metadata.get("annotations") or {}).items() if k not in OF_THE_CLUSTER}
+                written = {"labels": metadata.get("labels"), "annotations": annotations, "spec": obj.get("spec"), "data": obj.get("data")}
+                found[f"{kind} {metadata.get('namespace', '')}/{metadata['name']}"] = json.dumps(written, sort_keys=True)
+    return found
+
+
+def of_playbook(name: str, scratch: Path) -> list[str]:
+    """Variables without which a playbook cannot run. The certificates are those of the one-machine mesh and its far end."""
+    if name != "mutual_tls_origination":
+        return []
+    pki.authority(scratch / "ca.crt", scratch / "ca.key", "clients")
+    pki.leaf(scratch / "tls.crt", scratch / "tls.key", "/CN=client", (scratch / "ca.crt", scratch / "ca.key"))
+    files = {"certificate": scratch / "tls.crt", "key": scratch / "tls.key", "ca": Cache.from_environment().far_ca}
+    return [word for what, path in files.items() for word in ("-e", f"egress_{what}_file={path}")]
+
+
+def every(variables: dict[str, str], scratch: Path) -> None:
+    """Each playbook that sets something: it proves itself, changes nothing the second time, and cleanup takes back what it made."""
+    before = watched()
     for path in sorted((tree.CHECKOUT / "playbooks").glob("*.yml")):
         if "egress_undo" not in path.read_text(encoding="utf-8") or path.stem == "demo":
             continue
-        own = ("-e", f"egress_namespace=release-{path.stem.replace('_', '-')}")
+        namespace = ("-e", f"egress_namespace=release-{path.stem.replace('_', '-')}")
+        own = (*namespace, *of_playbook(path.stem, scratch))
         play(path.stem, variables, *own)
         again = play(path.stem, variables, *own)
         changed = re.search(r"changed=(\d+)", again)
         if not changed or changed[1] != "0":
             sys.exit(f"{again}\nrelease: {path.stem} changed something the second time; its output is above.")
-        play(path.stem, variables, *own, "-e", "egress_undo=true")
-        say(f"{path.stem}: proves itself, changes nothing the second time, undone")
+        play("cleanup", variables, *namespace)
+        after = watched()
+        if different := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
+            sys.exit(f"release: {path.stem} and cleanup left the cluster otherwise than it was: {', '.join(different)}")
+        say(f"{path.stem}: proves itself, changes nothing the second time, and cleanup leaves the cluster as it was")
 
 
 def main() -> int:
@@ -140,7 +184,7 @@ def main() -> int:
         say("an empty virtual environment with ansible-core, the artifact and what it names")
         variables = install(artifact, Path(scratch))
         if arguments.every:
-            every(variables)
+            every(variables, Path(scratch))
         demo(variables)
     say(f"good: {artifact}")
     return 0

@@ -9,6 +9,8 @@ import pytest
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _objects, _policy
 from ansible_collections.meshops.istio_egress.plugins.module_utils._derive import derive
 from ansible_collections.meshops.istio_egress.plugins.module_utils._traffic import TrafficError
+from unit.tasks import states
+from unit.test_gateway import Task
 
 
 def declared(*hosts: Any, policy: str = "web", namespace: str = "demo", export: tuple[str, ...] = (".",)) -> list[dict[str, Any]]:
@@ -17,7 +19,7 @@ def declared(*hosts: Any, policy: str = "web", namespace: str = "demo", export: 
 
 
 def wanted(entries: list[dict[str, Any]], refuses: bool = True, others: bool = True) -> dict[str, tuple[str, str | None]]:
-    return {r.url: (r.expect, r.via) for r in derive(entries, "demo", refuses, others).requests}
+    return {r.url: (r.expect, r.via) for r in derive(entries, "demo", "sleep", refuses, others).requests}
 
 
 def test_each_host_must_pass_and_what_is_near_it_must_not() -> None:
@@ -35,20 +37,41 @@ def test_each_host_must_pass_and_what_is_near_it_must_not() -> None:
 
 
 def test_an_undeclared_name_is_asked_for_at_a_declared_host_s_address() -> None:
-    requests = derive(declared("a.example:80"), "demo", True, True).requests
+    requests = derive(declared("a.example:80"), "demo", "sleep", True, True).requests
     assert [r.at for r in requests if r.host == "undeclared.invalid"] == ["a.example"]
 
 
 def test_where_all_is_let_out_nothing_is_refused_and_the_result_says_so() -> None:
-    derived = derive(declared("a.example:80"), "demo", False, True)
+    derived = derive(declared("a.example:80"), "demo", "sleep", False, True)
     assert [r.expect for r in derived.requests] == ["allowed"]
     assert "not REGISTRY_ONLY" in derived.notes[0]
 
 
 def test_wildcards_and_ranges_are_left_to_the_user() -> None:
-    derived = derive(declared("*.a.example", {"host": "203.0.113.0/24", "ports": ["tcp/5432"]}, "b.example:80"), "demo", False, True)
+    derived = derive(declared("*.a.example", {"host": "203.0.113.0/24", "ports": ["tcp/5432"]}, "b.example:80"), "demo", "sleep", False, True)
     assert [r.url for r in derived.requests] == ["http://b.example/"]
     assert {note.partition(" is a ")[0] for note in derived.notes} >= {"*.a.example", "203.0.113.0/24"}
+
+
+@pytest.mark.parametrize(
+    ("callers", "shadow", "own", "strangers"),
+    [
+        ([], False, ("allowed", "gateway"), []),
+        (["demo/sleep"], False, ("allowed", "gateway"), ["blocked"]),
+        (["demo/sleep"], True, ("allowed", "gateway"), []),
+        (["demo"], False, ("allowed", "gateway"), []),
+        (["demo/other"], False, ("blocked", None), []),
+        (["demo/other"], True, ("allowed", "gateway"), []),
+        (["third"], False, ("blocked", None), []),
+    ],
+)
+def test_who_may_use_a_host_is_let_through_and_nobody_else(callers: list[str], shadow: bool, own: tuple[str, str | None], strangers: list[str]) -> None:
+    task = Task([{"host": "a.example", "ports": [80], "allow_from": callers}], shadow=shadow)
+    live = states([], task.plan([]))[-1]
+    derived = derive([o for o in live if o["kind"] == "ServiceEntry"], "demo", "sleep", True, True)
+    by_url = {r.url: (r.expect, r.via) for r in derived.requests}
+    assert by_url["http://a.example/"] == own
+    assert [(r.url, r.expect) for r in derived.strangers] == [("http://a.example/", what) for what in strangers]
 
 
 def foreign(namespace: str = "team", **spec: Any) -> dict[str, Any]:
@@ -68,11 +91,11 @@ def test_what_another_owner_opens_beyond_the_declared_hosts_must_be_refused() ->
     assert wanted([*ours, foreign()], others=False) == wanted(ours)
     assert wanted([*ours, foreign(exportTo=["."])]) == wanted(ours)
     narrow = {"metadata": {"name": "default", "namespace": "demo"}, "spec": {"egress": [{"hosts": ["./*", "team/a.example"]}]}}
-    seen = {r.url for r in derive([*ours, foreign()], "demo", True, True, narrow).requests}
+    seen = {r.url for r in derive([*ours, foreign()], "demo", "sleep", True, True, narrow).requests}
     assert "https://a.example/" in seen and "http://c.example/" not in seen
 
 
 def test_nothing_declared_is_an_error_with_a_way_out() -> None:
     with pytest.raises(TrafficError, match="No host entry is declared") as error:
-        derive([foreign()], "demo", True, True)
+        derive([foreign()], "demo", "sleep", True, True)
     assert len(str(error.value).splitlines()) == 2

@@ -33,3 +33,9 @@ def test_no_controller_takes_it_and_no_service_sends_it_traffic():
 def test_it_ends_by_itself_and_takes_nothing_of_the_workload_s_data():
     assert MADE["spec"]["activeDeadlineSeconds"] and MADE["spec"]["restartPolicy"] == "Never"
     assert "volumes" not in MADE["spec"]
+
+
+def test_as_a_stranger_it_is_somebody_else():
+    stranger = pod_for(POD, "docker.io/curlimages/curl:8.16.0", "ab12", "nobody")
+    assert stranger["spec"]["serviceAccountName"] == "nobody"
+    assert {**stranger["spec"], "serviceAccountName": "web"} == MADE["spec"]
