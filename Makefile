@@ -50,7 +50,7 @@ api: setup ## tests against a real API server, without proxies
 
 mesh: setup mesh-up ## tests against real proxies
 	@echo "mesh: pytest tests/mesh against $(or $(USER_CLUSTER),the mesh of this machine)"
-	@$(on_mesh) pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder tests/mesh --ignore tests/mesh/test_examples.py
+	@$(on_mesh) pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder tests/mesh --ignore tests/mesh/test_examples.py
 
 examples: setup mesh-up ## every example of modules and pages, as it is written (about 10 min)
 	@$(on_mesh) pytest tests/mesh/test_examples.py

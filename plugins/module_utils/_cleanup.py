@@ -17,7 +17,7 @@ from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _bypass, _gateway_workload, _mode, _sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._control_plane import DEFAULT_REVISION, MESH_KEY
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Object, policy_of
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Object, marks_of, policy_of
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait, plan_hosts
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import EVERYTHING_SCOPE, KNOWN_SCOPE, MANAGED_BY, MANAGED_BY_LABEL, SCOPE_LABEL
 
@@ -64,9 +64,8 @@ def is_ours(obj: Mapping[str, Any]) -> bool:
 
 def _concerns(obj: Mapping[str, Any], namespace: str | None) -> bool:
     """Whether the object is of the namespace, or stands elsewhere for its clients."""
-    metadata = obj["metadata"]
-    scope = (metadata.get("labels") or {}).get(SCOPE_LABEL)
-    return namespace in (None, metadata["namespace"]) or (scope == namespace and scope not in (KNOWN_SCOPE, EVERYTHING_SCOPE))
+    scope = marks_of(obj).get(SCOPE_LABEL)
+    return namespace in (None, obj["metadata"]["namespace"]) or (scope == namespace and scope not in (KNOWN_SCOPE, EVERYTHING_SCOPE))
 
 
 def _modes(live: Live, namespace: str | None, istio_namespace: str) -> list[Change | Wait]:

@@ -9,7 +9,7 @@ Pure: ServiceEntries go in, requests with expectations come out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _gateway, _sidecars
@@ -61,11 +61,11 @@ def derive(
     for route in through:
         callers = _gateway.callers(r for r in routes if (r.gateway, r.entry.host) == (route.gateway, route.entry.host))
         if callers is not None and callers.isdisjoint((namespace, f"{namespace}/{account}")):
-            requests += _each(route.entry, "blocked", None, STRANGER, notes)
+            requests += _by_a_stranger(route.entry, notes)
             continue
         requests += _each(route.entry, "allowed", "gateway", "declared, through the gateway", notes)
         if callers is not None and namespace not in callers:
-            strangers += _each(route.entry, "blocked", None, STRANGER, [])
+            strangers += _by_a_stranger(route.entry, notes)
     if refuses:
         declared = [*direct, *(r.entry for r in through)]
         opened = _opened_by_others(entries, namespace, declared, sidecar) if others else []
@@ -74,7 +74,14 @@ def derive(
             notes.append(f"Entries of other owners open {len(opened)} more hosts and ports; {MOST_OF_OTHERS} of them were tried (istio_egress_info lists all).")
     else:
         notes.append(f"Undeclared hosts are let out in namespace {namespace} (its mode is not REGISTRY_ONLY), so no refusal was tried.")
-    return Derived(tuple(dict.fromkeys(requests)), tuple(notes), tuple(dict.fromkeys(strangers)))
+    return Derived(tuple(dict.fromkeys(requests)), tuple(dict.fromkeys(notes)), tuple(dict.fromkeys(strangers)))
+
+
+def _by_a_stranger(entry: HostEntry, notes: list[str]) -> list[Request]:
+    spoken = tuple(p for p in entry.ports if not p.is_opaque)
+    if spoken != entry.ports:
+        notes.append(f"That plain TCP to {entry.host} is refused was not tried: the gateway looks at the caller at the first bytes, and none are sent.")
+    return _each(replace(entry, ports=spoken), "blocked", None, STRANGER, notes)
 
 
 def _each(entry: HostEntry, expect: str, via: str | None, rule: str, notes: list[str]) -> list[Request]:

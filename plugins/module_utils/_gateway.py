@@ -199,10 +199,14 @@ def check(routes: Iterable[Route], others: Iterable[Route]) -> None:
         _check_origination(route)
     others = list(others)
     by_host: dict[tuple[str, str], list[Route]] = defaultdict(list)
+    by_name: dict[tuple[str, str], list[Route]] = defaultdict(list)
     by_port = {(o.gateway, p.number): o for o in others for p in o.entry.ports if o.takes_port(p)}
     for route in (*routes, *others):
         by_host[route.gateway, route.entry.host].append(route)
+        by_name[route.gateway.partition("/")[0], route.dialled].append(route)
     for route in routes:
+        for other in by_name[route.gateway.partition("/")[0], route.dialled]:
+            _check_looked_up(route, other)
         for other in by_host[route.gateway, route.entry.host]:
             _check_together(route, other)
         _check_ports(route, by_port)
@@ -297,14 +301,32 @@ def _check_together(route: Route, other: Route) -> None:
     if other.origination != route.origination and all(any(p.protocol in HTTP_PROTOCOLS for p in r.entry.ports) for r in (route, other)):
         raise GatewayError(
             f"{route.entry.host} goes through {route.gateway} for {whose}, too, with tls {other.origination.mode if other.origination else 'none'}; "
-            "a gateway has one way to a host.\nAgree on tls, credential, tls_port and tls_verify, or use another gateway."
+            f"a gateway has one way to a host.\nAgree on tls, credential, tls_port and tls_verify, or use another gateway. {_gone(other)}"
         )
     plain = [r for r in (route, other) if any(r.hop_of(p) == PLAIN for p in r.entry.ports)]
     if plain and (route.entry.allow_from or other.entry.allow_from):
         raise GatewayError(
             f"{route.entry.host} goes through {route.gateway} for {whose}, too, and one of the two has allow_from, the other a plain hop.\n"
-            "Send it by hop mutual_tls in both, so that the gateway knows who calls."
+            f"Send it by hop mutual_tls in both, so that the gateway knows who calls. {_gone(other)}"
         )
+
+
+def _check_looked_up(route: Route, other: Route) -> None:
+    """Two routes of one host from one namespace of gateways: istiod takes their ServiceEntries for one only when both look the host up alike."""
+    if (other.entry.resolution, other.entry.addresses) != (route.entry.resolution, route.entry.addresses):
+        raise GatewayError(
+            f'{route.dialled} goes through {other.gateway} for policy "{other.policy}" of namespace {other.namespace}, too, with '
+            f"{_looked_up(other.entry)}; gateways of one namespace find a host in one way.\n"
+            f"Agree on addresses and resolution, or use a gateway in another namespace. {_gone(other)}"
+        )
+
+
+def _gone(other: Route) -> str:
+    return f"If namespace {other.namespace} is no more, istio_egress_cleanup with namespace: {other.namespace} takes back what is left of it."
+
+
+def _looked_up(entry: HostEntry) -> str:
+    return f"the addresses {', '.join(entry.addresses)}" if entry.addresses else f"its name looked up in DNS ({entry.resolution})"
 
 
 def callers(routes: Iterable[Route]) -> frozenset[str] | None:

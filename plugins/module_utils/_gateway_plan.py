@@ -36,7 +36,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_obje
     shared_for,
 )
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_workload import target_port
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Declared, Object, policy_of, same_object, updated
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Declared, Object, policy_of, read_service_entry, same_object, updated
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait, host_changes
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import (
     EVERYTHING_SCOPE,
@@ -81,7 +81,7 @@ def plan_gateway(wanted: Iterable[Route], default: DefaultRoute | None, live: Li
     `live` has all objects of each of KINDS; `gateways` every gateway that a live or wanted route goes through.
     In: what the gateway needs and the clients' clusters; wait; the clients' route; then what makes the host known to clients, so that none
     goes out directly meanwhile. Out: what makes it known, the clients' route; wait; the rest. Who may use a host is in force before anybody is sent
-    there, and stays until nobody is; for a host that went there already it comes last, when its identity arrives with it.
+    there, and stays until nobody is; for a host that went there by the same ports already it comes last, when its identity arrives with it.
     """
     routes, defaults = read_routes(live["ServiceEntry"]), read_defaults(live["VirtualService"])
     mine = (namespace, policy)
@@ -94,8 +94,9 @@ def plan_gateway(wanted: Iterable[Route], default: DefaultRoute | None, live: Li
     origins = _shared(before, after, live, gateways, origination_objects)
     guards = _shared(before, after, live, gateways, guard_objects)
     legs = _legs(before, after, live, gateways, f"{policy}.{namespace}")
-    open_before = {(r.gateway, r.entry.host) for r in before.routes if not r.entry.allow_from}
-    late = {_id(o) for o in guard_objects((r for r in after.all_routes if (r.gateway, r.entry.host) in open_before), gateways)}
+    open_before = {(r.gateway, r.entry.host): {*r.entry.ports} for r in before.routes if not r.entry.allow_from}
+    went_there = (r for r in after.all_routes if open_before.get((r.gateway, r.entry.host), set()) >= {*r.entry.ports})
+    late = {_id(o) for o in guard_objects(went_there, gateways)}
     late_guards = [c for c in guards.there if c.before is None and _id(c.object) in late]
     early_guards = [c for c in guards.there if c not in late_guards]
     in_force = guard_objects(after.all_routes, gateways)
@@ -125,7 +126,8 @@ def _at_gateway(before: _State, after: _State, live: Live, key: str) -> tuple[li
     first: list[Change] = []
     then: list[Change] = []
     for place in sorted({r.gateway.partition("/")[0] for r in (*after.routes, *before.routes)}):
-        old, new = ({e.host: e for e in (recorded(r) for r in s.routes if r.gateway.startswith(f"{place}/"))} for s in (before, after))
+        old = {d.entry.host: d.entry for d in _entries_of(live["ServiceEntry"], place, key)}
+        new = {e.host: e for e in (recorded(r) for r in after.routes if r.gateway.startswith(f"{place}/"))}
         both = old | {host: _with_ports_of(entry, old.get(host)) for host, entry in new.items()}
         there = [o for changes in host_changes(_declared(both), live["ServiceEntry"], place, key) for o in changes]
         gone = [o for changes in host_changes(_declared(new), _apply_to(live, there)["ServiceEntry"], place, key) for o in changes]
@@ -155,6 +157,12 @@ def _service_ports(after: _State, gateways: Mapping[str, Gateway]) -> list[Chang
         service["spec"]["ports"] += ports
         changes.append(Change(dict(gateway.own_service), service, f"+ port {', '.join(str(p['port']) for p in ports)}"))
     return changes
+
+
+def _entries_of(service_entries: Iterable[Object], namespace: str, key: str) -> list[Declared]:
+    """The hosts that ServiceEntries of a policy stand for, each once; one in two of them, as a task that broke off leaves it, with the more ports."""
+    found = [d for o in service_entries if o["metadata"]["namespace"] == namespace and policy_of(o) == key for d in read_service_entry(o)]
+    return list({d.entry.host: d for d in sorted(found, key=lambda d: len(d.entry.ports))}.values())
 
 
 def _declared(entries: Mapping[str, HostEntry]) -> list[Declared]:
@@ -247,10 +255,12 @@ def _own_ways(before: _State, after: _State, live: Live, namespace: str, policy:
     target = client_objects(after.own_way, gateways)
     joined = _changes(own, _joined(own["VirtualService"], target), delete=())
     routed = _changes(_apply_to(own, joined), target, delete={_id(o) for o in own["VirtualService"]})
-    added, removed = host_changes(known_to_clients(after.own_way), live["ServiceEntry"], namespace, f"{policy}.{KNOWN_SCOPE}")
-    hidden = [c for c in removed if c.after is None or set(c.after["spec"]["hosts"]) < set(c.before["spec"]["hosts"])]
-    steps: Steps = [*hidden, *joined, *routed, *_routed(before, after, gateways, tls=not added)]
-    steps += [*added, *(c for c in removed if c not in hidden)]
+    known, scope = known_to_clients(after.own_way), f"{policy}.{KNOWN_SCOPE}"
+    ports = {d.entry.host: {*d.entry.ports} for d in known}
+    staying = [d for d in _entries_of(live["ServiceEntry"], namespace, scope) if ports.get(d.entry.host, set()) & {*d.entry.ports}]
+    hidden = [c for changes in host_changes(staying, live["ServiceEntry"], namespace, scope) for c in changes]
+    added, removed = host_changes(known, _apply_to(live, hidden)["ServiceEntry"], namespace, scope)
+    steps: Steps = [*hidden, *joined, *routed, *_routed(before, after, gateways, tls=not added), *added, *removed]
     return [*steps, *(_routed(before, after, gateways, tls=True) if added else ())]
 
 
@@ -270,12 +280,13 @@ def _dialled(before: _State, after: _State, gateways: Mapping[str, Gateway]) -> 
 
 
 def _ready(after: _State, gateways: Mapping[str, Gateway], guards: list[Object]) -> list[Wait]:
-    """Every proxy of the gateways has the routes out, and every client has the clusters in."""
+    """Every proxy of the gateways has the routes out and what they lead to, and every client has the clusters in."""
     waits = []
     for reference in sorted({r.gateway for r in after.routes}):
         gateway = gateways[reference]
         out = {entry for r in after.routes if r.gateway == reference for p in r.entry.ports for entry in _out(r, p, gateway)}
-        waits.append(_of(gateway, routes=frozenset(out), guards=_identities(guards, gateway)))
+        dialled = {cluster for _host, _port, cluster in out}
+        waits.append(_of(gateway, routes=frozenset(out), clusters=frozenset(dialled), guards=_identities(guards, gateway)))
     clusters: dict[tuple[str, ...], set[str]] = {}
     for route in after.own_way:
         ways = {gateways[route.gateway].cluster(route.gateway_port(p), route.subset(p)) for p in route.entry.ports}

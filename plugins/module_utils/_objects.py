@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import (
+    EVERYTHING_SCOPE,
     HOSTS_ANNOTATION,
     IP_DOMAIN,
+    KNOWN_SCOPE,
     MANAGED_BY,
     MANAGED_BY_LABEL,
     MAX_HOSTS,
@@ -39,9 +41,15 @@ Object = dict[str, Any]
 def policy_of(obj: Mapping[str, Any]) -> str | None:
     """The policy name on an object that this collection made, else None; ``NAME.SCOPE`` where a policy keeps several sets of objects."""
     labels = obj["metadata"].get("labels") or {}
-    if labels.get(MANAGED_BY_LABEL) != MANAGED_BY or POLICY_LABEL not in labels:
+    if labels.get(MANAGED_BY_LABEL) != MANAGED_BY:
         return None
-    return f"{labels[POLICY_LABEL]}.{labels[SCOPE_LABEL]}" if SCOPE_LABEL in labels else labels[POLICY_LABEL]
+    marks = marks_of(obj)
+    return ".".join(marks[name] for name in (POLICY_LABEL, SCOPE_LABEL) if name in marks) if POLICY_LABEL in marks else None
+
+
+def marks_of(obj: Mapping[str, Any]) -> dict[str, str]:
+    """What labels and annotations say, as one: ServiceEntries beside a gateway have as annotations what others have as labels, see `service_entries`."""
+    return {**(obj["metadata"].get("annotations") or {}), **(obj["metadata"].get("labels") or {})}
 
 
 def policy_labels(policy: str | None) -> dict[str, str]:
@@ -186,8 +194,9 @@ def service_entries(wanted: Iterable[Declared], live: Iterable[Object], namespac
 
     `live` is every ServiceEntry of the namespace. A host stays in the object it is in as long as its ports and resolution stay, so that adding
     or removing one touches one object and no connection of another (moving all of them together costs nothing but the write).
-    All objects of a policy have the same labels: istiod merges two entries of one host, as during a move, only then
-    (istio/istio pilot/pkg/serviceregistry/serviceentry, ``canMergeServices``).
+    istiod merges two entries of one host, as during a move, only when they have the same labels (istio/istio pilot/pkg/model, ``canMergeServices``);
+    otherwise the older one counts, and ports that only the other has do not exist. So all objects of a policy have the same labels, and beside a
+    gateway, where policies of several namespaces meet, those of all policies: there the policy's name is an annotation.
     """
     wanted = list(wanted)
     live = [o for o in live if o["metadata"]["namespace"] == namespace]
@@ -278,6 +287,11 @@ def _short(name: str, length: int) -> str:
 def _service_entry(name: str, namespace: str, policy: str, declared: list[Declared], export_to: tuple[str, ...]) -> Object:
     first = declared[0].entry
     metadata = {d.entry.host: dict(d.entry.metadata) for d in declared if d.entry.metadata}
+    labels, annotations = policy_labels(policy), {}
+    if labels.get(SCOPE_LABEL, KNOWN_SCOPE) not in (KNOWN_SCOPE, EVERYTHING_SCOPE):
+        annotations = {name: labels.pop(name) for name in (POLICY_LABEL, SCOPE_LABEL)}
+    if metadata:
+        annotations[HOSTS_ANNOTATION] = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
     spec: Object = {
         "hosts": sorted(d.entry.host for d in declared),
         "ports": [{"number": p.number, "name": p.name, "protocol": p.protocol} for p in first.ports],
@@ -295,8 +309,8 @@ def _service_entry(name: str, namespace: str, policy: str, declared: list[Declar
         "metadata": {
             "name": name,
             "namespace": namespace,
-            "labels": policy_labels(policy),
-            **({"annotations": {HOSTS_ANNOTATION: json.dumps(metadata, sort_keys=True, ensure_ascii=False)}} if metadata else {}),
+            "labels": labels,
+            **({"annotations": annotations} if annotations else {}),
         },
         "spec": spec,
     }

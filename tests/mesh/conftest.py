@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster
 from api.modules import PACKAGE, ApiServer, Result, _Forks
@@ -84,11 +85,23 @@ class Workload:
         return "there" in self.cluster.exec(self.namespace, self.pod, "sleep", ["sh", "-c", script])[1]
 
 
+def lane_of(path: str) -> tuple[int, str]:
+    """The place in LANES of a file's tests, and what tells lanes apart."""
+    name = Path(path).stem
+    number = next((n for n, names in enumerate(LANES) if name in names), len(LANES))
+    return number, name if number == len(LANES) else str(number)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    lanes = {name: number for number, names in enumerate(LANES) for name in names}
-    items.sort(key=lambda item: lanes.get(item.path.stem, len(LANES)))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(str(lanes.get(item.path.stem, item.path.stem))))
+    items.sort(key=lambda item: lane_of(item.path.name)[0])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    class Lanes(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return lane_of(nodeid.partition("::")[0])[1]
+
+    return Lanes(config, log)
 
 
 @pytest.fixture(scope="session")

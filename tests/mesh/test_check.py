@@ -229,7 +229,7 @@ def results(pods: dict[str, client.V1Pod]) -> dict[str, dict[str, Any]]:
         )
 
 
-@pytest.mark.parametrize(("name", "url"), [(name, url) for name, urls in SEEN.items() for url in urls])
+@pytest.mark.parametrize(("name", "url"), [(name, url) for name, urls in SEEN.items() for url in urls], ids=lambda text: text.replace(NAMESPACE, "check"))
 def test_what_happened_to_a_request(results: dict[str, dict[str, Any]], name: str, url: str) -> None:
     row = results[name]["checks"][list(SEEN[name]).index(url)]
     assert row["url"] == url

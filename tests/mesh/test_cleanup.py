@@ -22,7 +22,8 @@ def ours(api, *namespaces: str) -> set[str]:
     for kind in KINDS:
         for metadata in (o["metadata"] for o in api.list(kind)):
             labels = metadata.get("labels", {})
-            concerned = {metadata["namespace"], labels.get("istio-egress.meshops.io/scope")} & {*namespaces}
+            scope = {**metadata.get("annotations", {}), **labels}.get("istio-egress.meshops.io/scope")
+            concerned = {metadata["namespace"], scope} & {*namespaces}
             if concerned and labels.get("app.kubernetes.io/managed-by") == "istio-egress":
                 found.add(f"{kind}/{metadata['namespace']}/{metadata['name']}")
     return found

@@ -51,7 +51,7 @@ def ours(api, place):
     found = {}
     for kind in KINDS:
         for obj in api.list(kind):
-            scope = obj["metadata"].get("labels", {}).get("istio-egress.meshops.io/scope")
+            scope = {**obj["metadata"].get("annotations", {}), **obj["metadata"].get("labels", {})}.get("istio-egress.meshops.io/scope")
             if obj["metadata"]["namespace"] in names or scope in names:
                 found[kind, obj["metadata"]["namespace"], obj["metadata"]["name"]] = obj["spec"]
     return found
@@ -191,17 +191,37 @@ def test_a_check_asks_for_what_is_declared_as_somebody_who_may_not(through, plac
     address = place.mine.curl(f"https://{UNLISTED}/", "-k").address
     hosts = [{"host": CNN, "ports": [80, 443]}, {"host": UNLISTED, "ports": [f"tcp/{ECHO}"], "addresses": [address]}]
     through(hosts, export_to=[".", place.theirs.namespace], allow_from=[f"{place.mine.namespace}/default"])
-    asked = [f"http://{CNN}/", f"https://{CNN}/", f"tcp://{address}:{ECHO}"]
+    asked, silent = [f"http://{CNN}/", f"https://{CNN}/"], f"tcp://{address}:{ECHO}"
     result = run_module(CHECK, namespace=place.mine.namespace, image=IMAGE, insecure=True, retries=3, refuse_others=False)
-    assert sorted((r["url"], r["verdict"], r["via"]) for r in result["checks"] if r["expect"] == "allowed") == [(url, "allowed", "gateway") for url in asked]
+    assert sorted((r["url"], r["verdict"], r["via"]) for r in result["checks"] if r["expect"] == "allowed") == [
+        (url, "allowed", "gateway") for url in (*asked, silent)
+    ]
     strangers = [r for r in result["checks"] if r["rule"] == "an identity that may not"]
     assert sorted((r["url"], r["by"], r["met"]) for r in strangers) == [(url, "gateway policy", True) for url in asked]
+    assert any(f"plain TCP to {UNLISTED}" in note for note in result["notes"]), result["notes"]
     left = [o["metadata"]["name"] for kind in ("Pod", "ServiceAccount") for o in api.list(kind, place.mine.namespace)]
     assert [name for name in left if name.startswith("egress-check-")] == []
 
     theirs = run_module(CHECK, namespace=place.theirs.namespace, insecure=True, retries=3, refuse_others=False)
     own = [r for r in theirs["checks"] if r["rule"] == "an identity that may not"]
     assert sorted((r["url"], r["by"], r["met"]) for r in own) == [(url, "gateway policy", True) for url in asked]
+
+
+def test_two_namespaces_send_one_host_through_one_gateway_each_with_ports_of_its_own(through, place, run_module):
+    def seen(workload):
+        return [workload.curl(url, "-k").outcome for url in (f"http://{CNN}/", f"https://{CNN}/")]
+
+    try:
+        through([f"{CNN}:443"])
+        run_module(GATEWAY, namespace=place.theirs.namespace, hosts=[f"{CNN}:80,443"])
+        assert [seen(place.mine), seen(place.theirs)] == [["502", "200"], ["200", "200"]]
+        assert place.theirs.curl(f"http://{CNN}/").body["client"] in place.at
+        run_module(GATEWAY, namespace=place.theirs.namespace, hosts=[f"{CNN}:80"])
+        assert [seen(place.mine), seen(place.theirs)] == [["502", "200"], ["200", "closed"]]
+        through([CNN], state="absent")
+        assert [seen(place.mine), seen(place.theirs)] == [["502", "closed"], ["200", "closed"]]
+    finally:
+        run_module(GATEWAY, namespace=place.theirs.namespace, state="absent", purge=True)
 
 
 def test_wildcard_goes_to_the_backend_that_serves_it(through, place):

@@ -30,8 +30,8 @@ def runner(kubeconfig: Path, api: ApiServer) -> Iterator[Runner]:
 def of_gateway(api: ApiServer, namespace: str) -> list[str]:
     """What stands for the namespace beside a gateway."""
     kinds = ("ServiceEntry", "VirtualService", "AuthorizationPolicy")
-    found = [(o["metadata"].get("labels") or {}, f"{kind} {o['metadata']['name']}") for kind in kinds for o in api.list(kind)]
-    return [name for labels, name in found if labels.get("istio-egress.meshops.io/scope") == namespace]
+    found = [(o["metadata"], f"{kind} {o['metadata']['name']}") for kind in kinds for o in api.list(kind)]
+    return [name for marks, name in found if {**marks.get("annotations", {}), **marks.get("labels", {})}.get("istio-egress.meshops.io/scope") == namespace]
 
 
 def hops(text: str, url: str) -> tuple[str, ...]:

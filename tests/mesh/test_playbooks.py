@@ -89,6 +89,10 @@ def runner_for(purpose: str, kubeconfig: Path, api: ApiServer) -> Iterator[Runne
         else:
             yield Runner(namespace, kubeconfig, None)
     finally:
+        for obj in (o for kind in ("VirtualService", "ServiceEntry", "AuthorizationPolicy") for o in api.list(kind)):
+            marks = {**obj["metadata"].get("annotations", {}), **obj["metadata"].get("labels", {})}
+            if marks.get("istio-egress.meshops.io/scope") == namespace:  # beside a gateway, where it does not go with its namespace
+                api.delete(obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"])
         api.delete("Namespace", None, namespace)
 
 

@@ -74,6 +74,14 @@ def test_who_may_use_a_host_is_let_through_and_nobody_else(callers: list[str], s
     assert [(r.url, r.expect) for r in derived.strangers] == [("http://a.example/", what) for what in strangers]
 
 
+def test_a_silent_connection_cannot_tell_who_is_refused() -> None:
+    task = Task([{"host": "a.example", "ports": [443, "tcp/5432"], "addresses": ["203.0.113.1"], "allow_from": ["demo/sleep"]}])
+    live = states([], task.plan([]))[-1]
+    derived = derive([o for o in live if o["kind"] == "ServiceEntry"], "demo", "sleep", True, True)
+    assert [r.url for r in derived.strangers] == ["https://a.example/"]
+    assert any("plain TCP to a.example" in note for note in derived.notes)
+
+
 def foreign(namespace: str = "team", **spec: Any) -> dict[str, Any]:
     ports = [{"number": 80, "name": "http", "protocol": "HTTP"}, {"number": 443, "name": "tls", "protocol": "TLS"}]
     return {

@@ -116,6 +116,8 @@ def _not_let_out(live: list[Object], place: str, service: str, protocol: str, na
                 if any(m["port"] == arrived_at for m in rule["match"]):
                     to = rule["route"][0]["destination"]
                     known = [o for o in of_kind(live, "ServiceEntry", place) if to["host"] in o["spec"]["hosts"]]
+                    merged = [(o["metadata"]["labels"], o["spec"]["resolution"]) for o in known]
+                    known = [o for o, alike in zip(known, merged, strict=True) if alike == merged[0]]
                     if not any(p["number"] == to["port"]["number"] for o in known for p in o["spec"]["ports"]):
                         return [f"{name} is dialled at {to['host']}:{to['port']['number']}, which the gateway does not know"]
                     subsets = {s["name"] for o in of_kind(live, "DestinationRule", place) if o["spec"]["host"] == to["host"] for s in o["spec"]["subsets"]}
@@ -162,6 +164,7 @@ TASKS = st.lists(st.tuples(st.one_of(PRESENT, PRESENT, ABSENT), st.one_of(st.non
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(TASKS)
+@example([(Task([{"host": "a.example.com", "ports": [443]}]), None), (Task([{"host": "a.example.com", "ports": [80]}], namespace="prod"), None)])
 @example([(Task([{"host": "a.example.com", "ports": [80]}], hop="plain"), None), (Task([{"host": "a.example.com", "ports": [80]}]), 1)])
 def test_no_client_is_sent_where_there_is_no_way_at_any_moment_and_all_can_be_taken_back(tasks: list[tuple[Task, int | None]]) -> None:
     live: list[Object] = []
