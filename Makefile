@@ -30,15 +30,15 @@ demo: setup mesh-up ## one mesh, three playbooks, one table of real requests, an
 	@$(on_mesh) ansible-playbook meshops.istio_egress.demo -e egress_svg=$(CURDIR)/tests/output/demo.svg
 	@echo "demo: the requests after the entries, drawn: tests/output/demo.svg"
 
-test: setup ## lint, unit, docs, sanity, api, mesh, in this order; stops at the first failure
-	@python tests/tooling/stages.py lint unit docs sanity api mesh
+test: setup ## lint, unit, docs and sanity, beside them api; then mesh. Stops at the first failure
+	@python tests/tooling/stages.py lint,unit,docs,sanity/api mesh
 
 lint: setup ## ruff, yamllint, shellcheck, changelog, docs, ansible-lint (about 20 s)
 	@$(in_tree) tests/tooling/lint
 
 unit: setup ## tests that need no cluster
 	@echo "unit: pytest tests/unit"
-	@pytest tests/unit
+	@pytest --numprocesses 2 tests/unit
 
 sanity: setup ## every test of ansible-test sanity (first time about 2 min, then 20 s, at once when nothing has changed)
 	@python tests/tooling/sanity.py
@@ -50,7 +50,7 @@ api: setup ## tests against a real API server, without proxies
 
 mesh: setup mesh-up ## tests against real proxies
 	@echo "mesh: pytest tests/mesh against $(or $(USER_CLUSTER),the mesh of this machine)"
-	@$(on_mesh) pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder tests/mesh --ignore tests/mesh/test_examples.py
+	@$(on_mesh) pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder tests/mesh --ignore tests/mesh/test_examples.py --durations 12
 
 examples: setup mesh-up ## every example of modules and pages, as it is written (about 10 min)
 	@$(on_mesh) pytest tests/mesh/test_examples.py

@@ -110,8 +110,9 @@ def install(artifact: Path, place: Path) -> dict[str, str]:
         needs = archive.extractfile("meta/ee-requirements.txt").read().decode()
     (place / "requirements.txt").write_text(needs, encoding="utf-8")
     programs = environment(place / "venv", "ansible-core>=2.18,<2.22", "--requirement", str(place / "requirements.txt"))
-    run(programs / "ansible-galaxy", "collection", "install", artifact, "--no-deps", "--collections-path", collections, cwd=place)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PYTHON", "K8S_AUTH_"))}
+    # without the path to the checkout, where the same version would count as installed
+    run(programs / "ansible-galaxy", "collection", "install", artifact, "--no-deps", "--collections-path", collections, cwd=place, env=kept)
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     return {
         **kept, "PATH": path, "ANSIBLE_COLLECTIONS_PATH": f"{collections}{os.pathsep}{tree.FETCHED.parent}", "K8S_AUTH_KUBECONFIG": os.environ["KUBECONFIG"],

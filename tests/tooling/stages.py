@@ -1,30 +1,52 @@
-"""Runs make targets one after the other, stops at the first that fails, and closes with what each took. Knows nothing of what they do."""
+"""Runs make targets: one step after the other, the lanes of a step side by side, the targets of a lane one after the other. Knows nothing of what they do.
+
+    stages.py lint,unit/api mesh        lint and then unit, beside them api; when all went well, mesh
+
+The first lane's output is seen as it comes, that of the others when they end. After a failure nothing more is begun, and each target says what it took.
+"""
+
 from __future__ import annotations
 
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 
-def main(targets: list[str]) -> int:
-    rows: list[tuple[str, str, str]] = []
-    broken = None
-    for target in targets:
-        if broken:
-            rows.append((target, "not run", ""))
-            continue
-        print(f"\n=== {target}", flush=True)
-        started = time.monotonic()
-        if subprocess.run(["make", "--no-print-directory", target], check=False).returncode != 0:
-            broken = target
-        rows.append((target, "FAILED" if target == broken else "ok", f"{time.monotonic() - started:5.0f} s"))
-    print("\n=== summary")
-    for target, result, seconds in rows:
-        print(f"{target:8} {result:8} {seconds}".rstrip())
-    if broken:
-        print(f"\n{broken} failed; its output is above. Repeat it alone with: make {broken}")
-    return 1 if broken else 0
+class Stages:
+    def __init__(self, steps: list[list[list[str]]]) -> None:
+        self._steps = steps
+        self._rows: dict[str, tuple[str, str]] = {}
+        self._broken: list[str] = []
+
+    def run(self) -> int:
+        for lanes in self._steps:
+            with ThreadPoolExecutor(len(lanes)) as pool:
+                list(pool.map(self._lane, lanes, [True] + [False] * len(lanes)))
+        print("\n=== summary")
+        for target in (target for lanes in self._steps for lane in lanes for target in lane):
+            result, seconds = self._rows.get(target, ("not run", ""))
+            print(f"{target:8} {result:8} {seconds}".rstrip())
+        for target in self._broken:
+            print(f"\n{target} failed; its output is above. Repeat it alone with: make {target}")
+        return 1 if self._broken else 0
+
+    def _lane(self, targets: list[str], seen: bool) -> None:
+        for target in targets:
+            if self._broken:
+                return
+            title = f"\n=== {target}"
+            if seen:
+                print(title, flush=True)
+            started = time.monotonic()
+            output = {} if seen else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            done = subprocess.run(["make", "--no-print-directory", target], check=False, **output)
+            if not seen:
+                print(f"{title}\n{done.stdout}", flush=True)
+            if done.returncode != 0:
+                self._broken.append(target)
+            self._rows[target] = ("ok" if done.returncode == 0 else "FAILED", f"{time.monotonic() - started:5.0f} s")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(Stages([[lane.split(",") for lane in step.split("/")] for step in sys.argv[1:]]).run())
