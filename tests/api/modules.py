@@ -32,7 +32,7 @@ import urllib3
 
 PACKAGE = "ansible_collections.meshops.istio_egress.plugins.modules"
 WRITES = ("create", "update", "patch", "delete", "deletecollection")
-LONGEST_CALL = 60
+LONGEST_CALL = 300
 PLURALS = {
     "v1": {
         "Namespace": "namespaces", "ConfigMap": "configmaps", "Secret": "secrets", "ServiceAccount": "serviceaccounts",

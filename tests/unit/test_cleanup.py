@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _bypass, _cleanup, _mode
+from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway import Origination
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Wait
+from unit.tasks import states
+from unit.test_gateway import Task
 
 GATEWAY_HOST = "istio-egressgateway.istio-system.svc.cluster.local"
 
@@ -129,3 +132,18 @@ def test_the_ways_that_clients_must_have_left():
     virtual_service = {"spec": {"hosts": ["a.test", "b.test"], "http": [http], "tcp": [tcp]}}
     expected = {("a.test", 80, "outbound|80||x"), ("b.test", 80, "outbound|80||x"), ("10.0.0.1", 5432, "outbound|||x")}
     assert _cleanup.routes_of(virtual_service) == expected
+
+
+def test_what_stands_beside_a_gateway_for_one_host_goes_with_the_last_who_sends_it_there():
+    host = {"host": "a.example.com", "ports": [80], "allow_from": ["demo/sleep"]}
+    tasks = [Task([host], namespace=namespace, tls=Origination("simple")) for namespace in ("demo", "prod")]
+    one = states([], tasks[0].plan([]))[-1]
+    both = states(one, tasks[1].plan(one))[-1]
+
+    def goes(live):
+        by_kind = {kind: [o for o in live if o["kind"] == kind] for kind in _cleanup.KINDS}
+        plan, _kept = _cleanup.plan(by_kind, "demo", "istio-system")
+        return sorted(c.kind for c in plan.changes if c.after is None and c.namespace == "egress" and c.kind in ("DestinationRule", "AuthorizationPolicy"))
+
+    assert goes(one) == ["AuthorizationPolicy", "DestinationRule"]
+    assert goes(both) == []
