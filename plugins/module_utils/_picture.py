@@ -95,7 +95,7 @@ def path_svg(result: Mapping[str, Any]) -> str:
         page.dot(rail, place, "soft")
     page.dot(rail, y - 4, verdict)
     for words, kind in ((f"{verdict}: {result['reason']}", verdict), (f"fix: {result['fix']}" if result["fix"] else "", "")):
-        for line in textwrap.wrap(words, WIDEST):
+        for line in textwrap.wrap(words, WIDEST, break_on_hyphens=False):
             page.text(names, y, line, kind)
             y += LINE
     return page.document(f"{title}: {verdict}")
