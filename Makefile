@@ -50,7 +50,7 @@ api: setup ## tests against a real API server, without proxies
 
 mesh: setup mesh-up ## tests against real proxies
 	@echo "mesh: pytest tests/mesh against $(or $(USER_CLUSTER),the mesh of this machine)"
-	@$(on_mesh) pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder tests/mesh --ignore tests/mesh/test_examples.py --durations 12
+	@$(on_mesh) pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder tests/mesh --ignore tests/mesh/test_examples.py --durations 12
 
 examples: setup mesh-up ## every example of modules and pages, as it is written (about 10 min)
 	@$(on_mesh) pytest tests/mesh/test_examples.py
@@ -64,13 +64,13 @@ ifeq ($(USER_CLUSTER),)
 	@$(MESH) up --istio
 endif
 
-molecule: setup mesh-up ## one scenario per role against real proxies (make molecule MOLECULE="test -s egress_host" for one)
+molecule: setup mesh-up ## one scenario per role against real proxies (about 6 min; make molecule MOLECULE="test -s egress_host" for one)
 	@$(on_mesh) molecule $(or $(MOLECULE),test --all)
 
 docs: setup ## the site of the documentation, below tests/output (about 15 s)
 	@$(in_tree) python tests/tooling/docs.py
 
-release: setup mesh-up ## the artifact: built, judged by galaxy-importer, installed into an empty venv, demo run from there (RELEASE=--every for all playbooks)
+release: setup mesh-up ## the artifact: built, judged by galaxy-importer, installed into an empty venv, demo run from there (about 3 min; RELEASE=--every for all playbooks, twice, and cleanup: 15 min)
 	@$(on_mesh) python tests/tooling/release.py $(RELEASE)
 
 proof: setup mesh-up ## what explain says beside what requests do, under 300 random configurations (about 20 min)

@@ -18,12 +18,12 @@ def policy(workload, run_module, own_mesh):
 
 @pytest.fixture(scope="module")
 def hole(policy, namespace, api, cluster, run_module):
-    """The name of another team's entry that opens other.example.com for all."""
+    """The name of another team's entry that opens other.example.com for the namespace of the policy."""
     team = namespace("hole-team")
     ports = [{"number": 80, "name": "http", "protocol": "HTTP"}]
     entry = {
         "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": {"name": "legacy", "namespace": team, "labels": {"owner": "team-legacy"}},
-        "spec": {"hosts": ["other.example.com"], "ports": ports, "resolution": "DNS", "location": "MESH_EXTERNAL", "exportTo": ["*"]},
+        "spec": {"hosts": ["other.example.com"], "ports": ports, "resolution": "DNS", "location": "MESH_EXTERNAL", "exportTo": [policy]},
     }  # fmt: skip
     cluster.create(entry)
     opened = [{"url": "http://other.example.com/", "expect": "allowed"}]

@@ -4,7 +4,7 @@ The environment is what a user's execution environment would be: ansible-core, w
 checkout. kubernetes.core is the one that `setup` fetched, since Galaxy is often out of reach. Playbooks run against KUBECONFIG, in namespaces of their own.
 
     release.py                 builds, judges, installs, and runs the demo
-    release.py --every         runs every playbook, twice, and cleanup, after which the cluster is what it was
+    release.py --every         runs every playbook, twice, and cleanup, after which the cluster is what it was; then AWX's jobs
 """
 
 from __future__ import annotations
@@ -174,6 +174,12 @@ def every(variables: dict[str, str], scratch: Path) -> None:
         say(f"{path.stem}: proves itself, changes nothing the second time, and cleanup leaves the cluster as it was")
 
 
+def jobs(variables: dict[str, str]) -> None:
+    """The example for AWX, run as a controller runs it, with what an execution environment holds."""
+    run(BIN / "pytest", "tests/mesh/test_awx.py", env=variables, cwd=tree.CHECKOUT)
+    say("the jobs of examples/awx run as they should")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Builds and tries the artifact.")
     parser.add_argument("--every", action="store_true", help="run every playbook, not the demo alone")
@@ -186,6 +192,7 @@ def main() -> int:
         variables = install(artifact, Path(scratch))
         if arguments.every:
             every(variables, Path(scratch))
+            jobs(variables)
         demo(variables)
     say(f"good: {artifact}")
     return 0
