@@ -8,6 +8,7 @@ Pure: ServiceEntries go in, requests with expectations come out.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,8 +59,11 @@ def derive(
     notes: list[str] = []
     requests = [r for entry in direct for r in _each(entry, "allowed", "direct", "declared, directly", notes)]
     strangers: list[Request] = []
+    together = defaultdict(list)
+    for route in routes:
+        together[route.gateway, route.entry.host].append(route)
     for route in through:
-        callers = _gateway.callers(r for r in routes if (r.gateway, r.entry.host) == (route.gateway, route.entry.host))
+        callers = _gateway.callers(together[route.gateway, route.entry.host])
         if callers is not None and callers.isdisjoint((namespace, f"{namespace}/{account}")):
             requests += _by_a_stranger(route.entry, notes)
             continue
