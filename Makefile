@@ -48,9 +48,9 @@ api: setup ## tests against a real API server, without proxies
 	@$(MESH) up --api-only --name api
 	@KUBECONFIG="$$($(MESH) kubeconfig --name api)" pytest tests/api
 
-mesh: setup mesh-up ## tests against real proxies
+mesh: setup mesh-up ## tests against real proxies (about 25 min; 15 with LANES=2, where the machine has cores to spare)
 	@echo "mesh: pytest tests/mesh against $(or $(USER_CLUSTER),the mesh of this machine)"
-	@$(on_mesh) pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder tests/mesh --ignore tests/mesh/test_examples.py --durations 12
+	@$(on_mesh) pytest --numprocesses $(or $(LANES),0) --dist loadscope --no-loadscope-reorder tests/mesh --ignore tests/mesh/test_examples.py --durations 12
 
 examples: setup mesh-up ## every example of modules and pages, as it is written (about 10 min)
 	@$(on_mesh) pytest tests/mesh/test_examples.py

@@ -66,7 +66,7 @@ def test_mutual_tls_origination(runner: Runner, own_mesh, tmp_path: Path) -> Non
     run = runner.play("mutual_tls_origination", egress_gateway=GATEWAY, egress_credential=f"client-{runner.namespace}", **files)
     assert (run.code, run.results) == (0, {CNN: "200", HTTPBIN: "502", "https://edition.cnn.com/politics": "exit 35"}), run.text
     seen = [r for r in map(json.loads, farend.requests(own_mesh, time.time() - start)) if r["host"] == "edition.cnn.com"]
-    assert [(r["scheme"], r["certificate"]) for r in seen] == [("https", "CN=client of cnn")]
+    assert ("https", "CN=client of cnn") in [(r["scheme"], r["certificate"]) for r in seen]  # others may ask for the host, too
 
 
 def test_tls_origination(runner: Runner) -> None:
