@@ -18,7 +18,7 @@ from typing import Any
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _bypass, _gateway, _gateway_workload, _mode, _sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._control_plane import DEFAULT_REVISION, MESH_KEY
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_objects import guard_objects, origination_objects
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Object, marks_of, policy_of
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Object, id_of, marks_of, policy_of
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait, plan_hosts
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import EVERYTHING_SCOPE, KNOWN_SCOPE, MANAGED_BY, MANAGED_BY_LABEL, SCOPE_LABEL
 
@@ -44,7 +44,7 @@ def plan(live: Live, namespace: str | None, istio_namespace: str) -> tuple[Plan,
     of_hosts = _of_hosts_that_go(ours, live)
     for kind in ROUTING:
         found = shared if kind == "Gateway" else [o for o in ours[kind] if o not in clients]
-        steps += [Change(o, None) for o in (*found, *(o for o in live[kind] if _id(o) in of_hosts and o not in found))]
+        steps += [Change(o, None) for o in (*found, *(o for o in live[kind] if id_of(o) in of_hosts and o not in found))]
     for place, policy in sorted({(o["metadata"]["namespace"], policy_of(o)) for o in ours["ServiceEntry"] if policy_of(o)}):
         steps += plan_hosts((), live["ServiceEntry"], place, policy).steps
     steps += [Change(o, None) for o in ours["ServiceEntry"] if not policy_of(o)]
@@ -133,20 +133,17 @@ def _cluster(destination: Mapping[str, Any]) -> str:
 
 def _of_hosts_that_go(ours: Live, live: Live) -> set[tuple[str, str, str]]:
     """What stands beside a gateway for one host, whoever sends it there, and nobody sends it there any more: its TLS, and who may use it."""
+    own = {id_of(o) for o in ours["ServiceEntry"]}
     goes, stays = (
-        {_id(o) for make in (origination_objects, guard_objects) for o in make(routes, _by_name(routes))}
-        for routes in (_gateway.read_routes(entries) for entries in (ours["ServiceEntry"], [o for o in live["ServiceEntry"] if o not in ours["ServiceEntry"]]))
+        {id_of(o) for make in (origination_objects, guard_objects) for o in make(routes, _by_name(routes))}
+        for routes in (_gateway.read_routes(o for o in live["ServiceEntry"] if (id_of(o) in own) == going) for going in (True, False))
     )
-    return {_id(o) for kind in ("DestinationRule", "AuthorizationPolicy") for o in live[kind] if is_ours(o)} & goes - stays
+    return {id_of(o) for kind in ("DestinationRule", "AuthorizationPolicy") for o in live[kind] if is_ours(o)} & goes - stays
 
 
 def _by_name(routes: Iterable[_gateway.Route]) -> dict[str, _gateway.Gateway]:
     """The gateways of routes as far as the names of objects need them."""
     return {r.gateway: _gateway.Gateway(*r.gateway.split("/"), selector=()) for r in routes}
-
-
-def _id(obj: Mapping[str, Any]) -> tuple[str, str, str]:
-    return obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]
 
 
 def _gateways_of(ours: Live, live: Live) -> list[Object]:

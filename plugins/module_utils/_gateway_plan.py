@@ -36,7 +36,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_obje
     shared_for,
 )
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_workload import target_port
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Declared, Object, policy_of, read_service_entry, same_object, updated
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Declared, Object, id_of, policy_of, read_service_entry, same_object, updated
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait, host_changes
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import (
     EVERYTHING_SCOPE,
@@ -96,8 +96,8 @@ def plan_gateway(wanted: Iterable[Route], default: DefaultRoute | None, live: Li
     legs = _legs(before, after, live, gateways, f"{policy}.{namespace}")
     open_before = {(r.gateway, r.entry.host): {*r.entry.ports} for r in before.routes if not r.entry.allow_from}
     went_there = (r for r in after.all_routes if open_before.get((r.gateway, r.entry.host), set()) >= {*r.entry.ports})
-    late = {_id(o) for o in guard_objects(went_there, gateways)}
-    late_guards = [c for c in guards.there if c.before is None and _id(c.object) in late]
+    late = {id_of(o) for o in guard_objects(went_there, gateways)}
+    late_guards = [c for c in guards.there if c.before is None and id_of(c.object) in late]
     early_guards = [c for c in guards.there if c not in late_guards]
     in_force = guard_objects(after.all_routes, gateways)
 
@@ -180,10 +180,10 @@ def _shared(before: _State, after: _State, live: Live, gateways: Mapping[str, Ga
     """Changes of the objects that stand for one host at a gateway, whoever sends it there."""
     hosts = {(r.gateway, r.entry.host) for r in (*before.routes, *after.routes)}
     own = [[r for r in s.all_routes if (r.gateway, r.entry.host) in hosts] for s in (before, after)]
-    concerned = {_id(o) for routes in own for o in make(routes, gateways)}
+    concerned = {id_of(o) for routes in own for o in make(routes, gateways)}
     target = make(after.all_routes, gateways)
-    there = _changes(live, [o for o in target if _id(o) in concerned], delete=())
-    return _Changes(there, _changes(_apply_to(live, there), [o for o in target if _id(o) in concerned], delete=concerned))
+    there = _changes(live, [o for o in target if id_of(o) in concerned], delete=())
+    return _Changes(there, _changes(_apply_to(live, there), [o for o in target if id_of(o) in concerned], delete=concerned))
 
 
 def _legs(before: _State, after: _State, live: Live, gateways: Mapping[str, Gateway], key: str) -> _Changes:
@@ -194,14 +194,14 @@ def _legs(before: _State, after: _State, live: Live, gateways: Mapping[str, Gate
     old = gateway_objects(before.all_routes, before.defaults, gateways)
     new = gateway_objects(after.all_routes, after.defaults, gateways)
     own = [(s.routes, [s.default] if s.default else []) for s in (before, after)]
-    concerned = {_id(o) for routes, defaults in own for o in gateway_objects(routes, defaults, gateways)}
-    concerned |= {_id(o) for o in live["VirtualService"] if policy_of(o) == key}
-    there_already = {_id(o): o for objects in live.values() for o in objects}
+    concerned = {id_of(o) for routes, defaults in own for o in gateway_objects(routes, defaults, gateways)}
+    concerned |= {id_of(o) for o in live["VirtualService"] if policy_of(o) == key}
+    there_already = {id_of(o): o for objects in live.values() for o in objects}
     if any(s.clients == () for s in (*before.routes, *after.routes, before.default, after.default) if s):
-        concerned |= {_id(o) for o in (*old, *new) if o["kind"] == "DestinationRule" and _id(o) in there_already}
+        concerned |= {id_of(o) for o in (*old, *new) if o["kind"] == "DestinationRule" and id_of(o) in there_already}
     beside = [o for key, o in there_already.items() if key in concerned]
-    there = _changes(live, [o for o in _merged(beside, new) if _id(o) in concerned], delete=())
-    return _Changes(there, _changes(_apply_to(live, there), [o for o in new if _id(o) in concerned], delete=concerned))
+    there = _changes(live, [o for o in _merged(beside, new) if id_of(o) in concerned], delete=())
+    return _Changes(there, _changes(_apply_to(live, there), [o for o in new if id_of(o) in concerned], delete=concerned))
 
 
 def _left_over(after: _State, live: Live, gateways: Mapping[str, Gateway], gone: Iterable[Change]) -> list[Change]:
@@ -209,8 +209,8 @@ def _left_over(after: _State, live: Live, gateways: Mapping[str, Gateway], gone:
     routes = after.all_routes
     needed = gateway_objects(routes, after.defaults, gateways) + origination_objects(routes, gateways) + guard_objects(routes, gateways)
     used = {r.gateway for r in (*routes, *after.defaults)}
-    kept = {_id(o) for o in needed} | {_id(c.object) for c in gone}
-    shared = [o for kind in ("AuthorizationPolicy", "DestinationRule", "Gateway") for o in live[kind] if _id(o) not in kept]
+    kept = {id_of(o) for o in needed} | {id_of(c.object) for c in gone}
+    shared = [o for kind in ("AuthorizationPolicy", "DestinationRule", "Gateway") for o in live[kind] if id_of(o) not in kept]
     return [Change(o, None, _note(o)) for o in shared if (to := shared_for(o)) and (to in gateways or to not in used)]
 
 
@@ -232,7 +232,7 @@ def _at_clients(before: _State, after: _State, live: Live, namespace: str, polic
         steps += [_by_default(after.default, gateways, tls=True)] if added else []
     steps += _own_ways(before, after, live, namespace, policy, gateways)
     if before.default and not after.default:
-        steps += [*removed, *_changes(legs, [], delete={_id(o) for o in legs["VirtualService"]})]
+        steps += [*removed, *_changes(legs, [], delete={id_of(o) for o in legs["VirtualService"]})]
         gone = {(f"*.{d}", p, c) for d in before.default.domains for p, c in _default_ways(before.default, gateways)}
         steps += [Wait(before.default.clients, not_routes=frozenset(gone))]
     return steps
@@ -254,7 +254,7 @@ def _own_ways(before: _State, after: _State, live: Live, namespace: str, policy:
     own = {"VirtualService": [o for o in live["VirtualService"] if o["metadata"]["namespace"] == namespace and policy_of(o) == policy]}
     target = client_objects(after.own_way, gateways)
     joined = _changes(own, _joined(own["VirtualService"], target), delete=())
-    routed = _changes(_apply_to(own, joined), target, delete={_id(o) for o in own["VirtualService"]})
+    routed = _changes(_apply_to(own, joined), target, delete={id_of(o) for o in own["VirtualService"]})
     known, scope = known_to_clients(after.own_way), f"{policy}.{KNOWN_SCOPE}"
     ports = {d.entry.host: {*d.entry.ports} for d in known}
     staying = [d for d in _entries_of(live["ServiceEntry"], namespace, scope) if ports.get(d.entry.host, set()) & {*d.entry.ports}]
@@ -355,8 +355,8 @@ def _in(routes: Iterable[Route], gateways: Mapping[str, Gateway]) -> set[tuple[s
 
 
 def _changes(live: Mapping[str, list[Object]], wanted: Iterable[Object], delete: Iterable[tuple[str, str, str]]) -> list[Change]:
-    known = {_id(o): o for objects in live.values() for o in objects}
-    wanted = {_id(o): o for o in wanted}
+    known = {id_of(o): o for objects in live.values() for o in objects}
+    wanted = {id_of(o): o for o in wanted}
     result = []
     for key, obj in wanted.items():
         old = known.get(key)
@@ -380,12 +380,12 @@ def _note(obj: Mapping[str, Any]) -> str:
 
 def _apply_to(live: Mapping[str, list[Object]], changes: Iterable[Change]) -> dict[str, list[Object]]:
     """The live objects as they are after the changes, by kind."""
-    objects = {_id(o): o for of_kind in live.values() for o in of_kind}
+    objects = {id_of(o): o for of_kind in live.values() for o in of_kind}
     for change in changes:
         if change.after:
-            objects[_id(change.after)] = change.after
+            objects[id_of(change.after)] = change.after
         else:
-            objects.pop(_id(change.object), None)
+            objects.pop(id_of(change.object), None)
     result: dict[str, list[Object]] = defaultdict(list)
     for obj in objects.values():
         result[obj["kind"]].append(obj)
@@ -394,9 +394,9 @@ def _apply_to(live: Mapping[str, list[Object]], changes: Iterable[Change]) -> di
 
 def _merged(before: list[Object], after: list[Object]) -> list[Object]:
     """The wanted objects with what the former ones have beside it, so that nothing is taken away yet."""
-    result = {_id(o): copy.deepcopy(o) for o in before}
+    result = {id_of(o): copy.deepcopy(o) for o in before}
     for obj in after:
-        old = result.get(_id(obj))
+        old = result.get(id_of(obj))
         new = copy.deepcopy(obj)
         if old and obj["kind"] == "Gateway":
             servers = {s["port"]["name"]: s for s in new["spec"]["servers"]}
@@ -413,21 +413,21 @@ def _merged(before: list[Object], after: list[Object]) -> list[Object]:
                 rules += [rule for rule in old["spec"].get(kind) or () if rule not in rules]
                 if not rules:
                     del new["spec"][kind]
-        result[_id(obj)] = new
+        result[id_of(obj)] = new
     return list(result.values())
 
 
 def _joined(live: Iterable[Object], target: Iterable[Object]) -> list[Object]:
     """The target with hosts that other objects still wait to take over left where they are."""
-    result = {_id(o): copy.deepcopy(o) for o in target}
+    result = {id_of(o): copy.deepcopy(o) for o in target}
     staying = {h for o in target for h in o["spec"]["hosts"]}
     for obj in live:
-        new = result.get(_id(obj))
+        new = result.get(id_of(obj))
         leaving = [h for h in obj["spec"]["hosts"] if h in staying and (new is None or h not in new["spec"]["hosts"])]
         if not leaving:
             continue
         if new is None:
-            result[_id(obj)] = copy.deepcopy(obj)
+            result[id_of(obj)] = copy.deepcopy(obj)
             continue
         new["spec"]["hosts"] = sorted({*new["spec"]["hosts"], *leaving})
         for kind in ("tls", "tcp"):
@@ -436,7 +436,3 @@ def _joined(live: Iterable[Object], target: Iterable[Object]) -> list[Object]:
             if not rules:
                 del new["spec"][kind]
     return list(result.values())
-
-
-def _id(obj: Mapping[str, Any]) -> tuple[str, str, str]:
-    return obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]

@@ -47,6 +47,11 @@ def policy_of(obj: Mapping[str, Any]) -> str | None:
     return ".".join(marks[name] for name in (POLICY_LABEL, SCOPE_LABEL) if name in marks) if POLICY_LABEL in marks else None
 
 
+def id_of(obj: Mapping[str, Any]) -> tuple[str, str, str]:
+    """(kind, namespace, name), which tells objects of a cluster apart."""
+    return obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]
+
+
 def marks_of(obj: Mapping[str, Any]) -> dict[str, str]:
     """What labels and annotations say, as one: ServiceEntries beside a gateway have as annotations what others have as labels, see `service_entries`."""
     return {**(obj["metadata"].get("annotations") or {}), **(obj["metadata"].get("labels") or {})}

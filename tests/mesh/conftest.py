@@ -85,6 +85,12 @@ class Workload:
         return "there" in self.cluster.exec(self.namespace, self.pod, "sleep", ["sh", "-c", script])[1]
 
 
+def scope_of(obj: dict[str, Any]) -> str | None:
+    """The namespace whose clients an object beside a gateway is for: a label, or an annotation where labels have to be equal."""
+    metadata = obj["metadata"]
+    return {**metadata.get("annotations", {}), **metadata.get("labels", {})}.get("istio-egress.meshops.io/scope")
+
+
 def lane_of(path: str) -> tuple[int, str]:
     """The place in LANES of a file's tests, and what tells lanes apart."""
     name = Path(path).stem

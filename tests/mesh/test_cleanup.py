@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from mesh.conftest import scope_of
 from mesh.load import Load, Stream, process_of
 
 CLEANUP, HOST, MODE, GATEWAY, BYPASS = "istio_egress_cleanup", "istio_egress_host", "istio_outbound_mode", "istio_egress_gateway", "istio_egress_bypass"
@@ -22,11 +23,10 @@ def ours(api, *namespaces: str) -> set[str]:
     """What has our mark, and is of these namespaces or for their clients."""
     found = set()
     for kind in KINDS:
-        for metadata in (o["metadata"] for o in api.list(kind)):
-            labels = metadata.get("labels", {})
-            scope = {**metadata.get("annotations", {}), **labels}.get("istio-egress.meshops.io/scope")
-            concerned = {metadata["namespace"], scope} & {*namespaces}
-            if concerned and labels.get("app.kubernetes.io/managed-by") == "istio-egress":
+        for obj in api.list(kind):
+            metadata = obj["metadata"]
+            concerned = {metadata["namespace"], scope_of(obj)} & {*namespaces}
+            if concerned and metadata.get("labels", {}).get("app.kubernetes.io/managed-by") == "istio-egress":
                 found.add(f"{kind}/{metadata['namespace']}/{metadata['name']}")
     return found
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.onemachine import pki
-from mesh.conftest import IMAGE
+from mesh.conftest import IMAGE, scope_of
 
 HOST, MODE, GATEWAY, CHECK = "istio_egress_host", "istio_outbound_mode", "istio_egress_gateway", "istio_egress_check"
 CNN, BESIDE, UNLISTED = "www.cnn.com", "de.wikipedia.org", "other.example.com"
@@ -51,8 +51,7 @@ def ours(api, place):
     found = {}
     for kind in KINDS:
         for obj in api.list(kind):
-            scope = {**obj["metadata"].get("annotations", {}), **obj["metadata"].get("labels", {})}.get("istio-egress.meshops.io/scope")
-            if obj["metadata"]["namespace"] in names or scope in names:
+            if obj["metadata"]["namespace"] in names or scope_of(obj) in names:
                 found[kind, obj["metadata"]["namespace"], obj["metadata"]["name"]] = obj["spec"]
     return found
 

@@ -23,6 +23,7 @@ import pytest
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster
 from api.modules import WRITES, Account, ApiServer, Request
+from mesh.conftest import scope_of
 
 COLLECTION = "meshops.istio_egress"
 ROLE = f"{COLLECTION}.test_source"
@@ -90,8 +91,7 @@ def runner_for(purpose: str, kubeconfig: Path, api: ApiServer) -> Iterator[Runne
             yield Runner(namespace, kubeconfig, None)
     finally:
         for obj in (o for kind in ("VirtualService", "ServiceEntry", "AuthorizationPolicy") for o in api.list(kind)):
-            marks = {**obj["metadata"].get("annotations", {}), **obj["metadata"].get("labels", {})}
-            if marks.get("istio-egress.meshops.io/scope") == namespace:  # beside a gateway, where it does not go with its namespace
+            if scope_of(obj) == namespace:  # beside a gateway, where it does not go with its namespace
                 api.delete(obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"])
         api.delete("Namespace", None, namespace)
 
