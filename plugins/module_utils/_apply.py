@@ -17,7 +17,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster impo
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait
 
 ATTEMPTS = 5
-"""How often a plan is made anew because somebody else wrote one of its objects between reading and writing, and how often a write over a new status."""
+"""How often a plan is made anew because one of its objects was written or deleted since it was read, and how often an object with a new status is written."""
 
 Waiter = Callable[[Wait], float]
 """Waits until proxies follow and returns the seconds that it took; raises to end the plan."""
@@ -128,6 +128,8 @@ def _roll_back(done: list[tuple[Change, dict[str, Any] | None]], cluster: Cluste
             else:
                 _replace(change.before, written, cluster)
         except ClusterError as error:
+            if error.is_gone and change.before and written:
+                continue  # what others own and have deleted since needs nothing undone
             stopped = f"{change.kind} {change.namespace}/{change.name} ({error.message})"
             return f"Undoing the {len(done)} earlier changes stopped at {stopped}; run the task again to finish."
     return f"The {len(done)} earlier changes of this task were undone: everything is as it was before."

@@ -94,8 +94,13 @@ class ClusterError(Exception):
 
     @property
     def is_conflict(self) -> bool:
-        """Somebody else wrote the object since it was read: read again and plan again."""
-        return self.status == 409
+        """Somebody else wrote the object since it was read, or deleted it (404): read again and plan again."""
+        return self.status == 409 or (self.is_gone and self.verb in ("patch", "update"))
+
+    @property
+    def is_gone(self) -> bool:
+        """There is no such object."""
+        return self.status == 404
 
     def __str__(self) -> str:
         return f"Cannot {self.verb} {self.object}: {self.status or 'no answer'} {self.reason}: {self.message}"

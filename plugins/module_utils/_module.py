@@ -156,7 +156,7 @@ class EgressModule(AnsibleModule):
             return f'Cannot {error.verb} {error.object}: there is no namespace "{error.namespace}" (404).\nCreate the namespace first, or correct the option.'
         if error.status == 400 and "HTTP request to an HTTPS server" in error.message:
             return f"Cannot {error.verb} {error.object}: the API server speaks https only (400).\nWrite host with https:// in front."
-        if error.is_conflict:
+        if error.is_conflict and not error.is_gone:
             return (
                 f"Cannot {error.verb} {error.object}: somebody keeps changing it at the same time (409): {error.message}\n"
                 "Find the other writer, or run the task again."

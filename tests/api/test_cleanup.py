@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from api.modules import Account, Object
+from api.modules import Account, Object, Relay
 
 CLEANUP, MODE, HOST, BYPASS = "istio_egress_cleanup", "istio_outbound_mode", "istio_egress_host", "istio_egress_bypass"
 MESH = "# by hand\r\naccessLogFile: /dev/stdout\r\noutboundTrafficPolicy: {}  # closed\r\n"
@@ -83,6 +83,32 @@ def test_a_secret_goes_unseen(account: Account, istio: str) -> None:
 
 
 PORT = {"number": 80, "name": "http", "protocol": "HTTP"}
+
+
+def test_what_others_delete_meanwhile_needs_no_cleanup(account: Account, istio: str) -> None:
+    """In a whole cluster something always goes between the reading and the writing of a task."""
+    demo = account.namespace("demo")
+    pods = {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "web", "image": "web"}]}}
+    spec = {"selector": {"matchLabels": {"app": "web"}}, "template": pods}
+    for name in ("stays", "goes"):
+        account.server.create({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": demo}, "spec": spec})
+    before = said(account.server.everything(demo))
+    common = {"istio_namespace": istio, "wait": False, "namespace": demo}
+    for name in ("stays", "goes"):
+        account.run(BYPASS, **common, workload=name, exclude=["192.0.2.0/24"])
+    account.run(HOST, **common, hosts=["b.cleanup.test"])
+    gone: list[str] = []
+
+    def delete(method: str, path: str) -> None:
+        if method in ("PATCH", "PUT") and "/deployments/goes" in path and not gone:
+            gone.append(path)
+            account.server.delete("Deployment", demo, "goes")
+
+    with Relay(account.server, delete) as relay:
+        done = account.run(CLEANUP, host=relay.url, api_key=account.token, **common)
+    assert gone and done["changed"]
+    assert [r.code for r in done.sent if r.verb in ("patch", "update")].count(404) == 1
+    assert said(account.server.everything(demo)) == {key: o for key, o in before.items() if o["metadata"]["name"] != "goes"}
 
 
 def test_a_task_that_is_refused_half_way_undoes_what_it_did(account: Account, istio: str) -> None:
