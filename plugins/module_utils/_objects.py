@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import (
+    DEFAULT_POLICY,
     EVERYTHING_SCOPE,
     HOSTS_ANNOTATION,
     IP_DOMAIN,
@@ -261,11 +262,18 @@ def _keep_places(shared: list[Declared], mine: Mapping[str, Object], wanted: Con
     return buckets, unplaced
 
 
+def named(policy: str) -> str:
+    """What names of objects call a policy. A proxy holds the names of its objects for each host, once to four times, so beside a gateway, where every
+    policy has the namespace of its clients after it, ``default`` is left out.
+    """
+    return policy.removeprefix(f"{DEFAULT_POLICY}.")
+
+
 class _Names:
     """Object names: ``egress-POLICY-PORTS-N`` for shared entries, ``egress-POLICY-HOST`` for one that stands alone."""
 
     def __init__(self, policy: str, taken: set[str]) -> None:
-        self._policy, self._taken = policy, taken
+        self._policy, self._taken = named(policy), taken
 
     def own(self, entry: HostEntry) -> str:
         host = f"{entry.host[2:]}-wildcard" if entry.is_wildcard else entry.host  # no host ends like this: a top-level domain has no hyphen
@@ -277,7 +285,7 @@ class _Names:
         return name
 
     def shared(self, entry: HostEntry, used: Container[str]) -> str:
-        ports = "-".join(port.name for port in entry.ports)
+        ports = "-".join(str(port.number) for port in entry.ports)
         kind = "" if entry.resolution == "DNS" else "-" + entry.resolution.lower().replace("_", "-")
         base, number = _short(f"egress-{self._policy}-{ports}{kind}", 200), 1
         while f"{base}-{number}" in used or f"{base}-{number}" in self._taken:

@@ -175,20 +175,20 @@ hosts:
       resolution: DNS
       addresses: []
       export_to: ['.']
-      object: egress-default-http-80-1
+      object: egress-default-80-1
       chosen: ["port 80 is HTTP"]
 objects:
   description: The objects that were (in check mode, would be) written.
   returned: success
   type: list
   elements: dict
-  sample: [{kind: ServiceEntry, namespace: demo, name: egress-default-http-80-1, action: create}]
+  sample: [{kind: ServiceEntry, namespace: demo, name: egress-default-80-1, action: create}]
 steps:
   description: What was (in check mode, would be) done, in order, a line each.
   returned: success
   type: list
   elements: str
-  sample: ["+ serviceentry   demo/egress-default-http-80-1  1 host: httpbin.org"]
+  sample: ["+ serviceentry   demo/egress-default-80-1  1 host: httpbin.org"]
 proxies:
   description: The sidecars that should see the hosts, and those that did not have them yet.
   returned: when O(wait=true), outside check mode

@@ -84,7 +84,7 @@ namespaces:
           where a host entry has them, C(requested_by), C(ticket), C(reason) and C(expires).
       type: list
       elements: dict
-      sample: [{host: www.google.com, ports: [tls/443], gateway: null, managed: true, owner: 'policy "web"', object: ServiceEntry demo/egress-web-tls-443-1}]
+      sample: [{host: www.google.com, ports: [tls/443], gateway: null, managed: true, owner: 'policy "web"', object: ServiceEntry demo/egress-web-443-1}]
     gateways:
       description: The gateways that hosts go through, as namespace and name of their Services.
       type: list

@@ -132,7 +132,7 @@ def test_a_host_that_moves_is_always_in_some_object(account: Account, namespace:
 def test_a_policy_touches_nothing_of_others(account: Account, namespace: str, task: Callable[..., Result]) -> None:
     server = account.server
     server.create(theirs(namespace, "by-hand", "a.other.test"))
-    server.create(theirs(namespace, "egress-default-tls-443-1", "b.other.test", labels={"app.kubernetes.io/managed-by": "Helm"}))
+    server.create(theirs(namespace, "egress-default-443-1", "b.other.test", labels={"app.kubernetes.io/managed-by": "Helm"}))
     server.create(theirs(namespace, "like-ours", "c.other.test", labels={"istio-egress.meshops.io/policy": "default"}))
     task(policy="other", hosts=["d.other.test"])
     before = server.everything(namespace)
@@ -259,7 +259,7 @@ def test_a_conflict_without_end_is_an_error(account: Account, namespace: str, ta
     with Relay(account.server, Interference(account, namespace, times=100)) as relay:
         result = task(host=relay.url, api_key=account.token, hosts=["b.hosts.test"])
     assert result["failed"], result
-    assert all(word in result.msg for word in ("egress-default-tls-443-1", "409", "somebody", "Nothing was written")), result.msg
+    assert all(word in result.msg for word in ("egress-default-443-1", "409", "somebody", "Nothing was written")), result.msg
     assert result.msg.count("\n") == 1
     assert declared(account, namespace) == {"a.hosts.test": ["TLS/443"]}
 
@@ -363,7 +363,7 @@ def test_a_refusal_half_way_leaves_everything_as_it_was(account: Account, namesp
     result = task(**wanted)
     assert result["failed"], result
     assert result.msg.count("\n") == 1
-    assert all(word in result.msg for word in ("create", "egress-default-tls-443-1", namespace, "denied.hosts.test is not for this team")), result.msg
+    assert all(word in result.msg for word in ("create", "egress-default-443-1", namespace, "denied.hosts.test is not for this team")), result.msg
     assert "1 earlier change" in result.msg and "as it was before" in result.msg, result.msg
     assert len(result.writes) == 2, "the update before it, and that undone"
     assert plain(account.server.everything(namespace)) == before
@@ -389,7 +389,7 @@ def test_a_deletion_that_is_refused_brings_back_what_was_deleted_before(account:
 
     result = task(state="absent", purge=True)
     assert result["failed"], result
-    assert all(word in result.msg for word in ("delete", "egress-default-tls-443-1", "kept.hosts.test is not for this team", "as it was before")), result.msg
+    assert all(word in result.msg for word in ("delete", "egress-default-443-1", "kept.hosts.test is not for this team", "as it was before")), result.msg
     assert plain(account.server.everything(namespace)) == before
 
     lift(account, policy)

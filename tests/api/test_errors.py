@@ -196,9 +196,9 @@ FOREIGN = {"hosts": ["./*", "istio-system/*"]}
 RIGHTS = [
     # what is lacking, module, its arguments, the rights that are there, what the message names
     ("list", HOST, {"hosts": ["new.rights.test"]}, [], "serviceentries"),
-    ("create", HOST, {"hosts": ["new.rights.test:80"]}, [may("serviceentries", "list")], 'serviceentries "egress-default-http-80-1"'),
-    ("update", HOST, {"hosts": ["new.rights.test"]}, [may("serviceentries", "list", "create")], 'serviceentries "egress-default-tls-443-1"'),
-    ("delete", HOST, {"hosts": ["old.rights.test"], "state": "absent"}, [may("serviceentries", "list", "update")], 'serviceentries "egress-default-tls-443-1"'),
+    ("create", HOST, {"hosts": ["new.rights.test:80"]}, [may("serviceentries", "list")], 'serviceentries "egress-default-80-1"'),
+    ("update", HOST, {"hosts": ["new.rights.test"]}, [may("serviceentries", "list", "create")], 'serviceentries "egress-default-443-1"'),
+    ("delete", HOST, {"hosts": ["old.rights.test"], "state": "absent"}, [may("serviceentries", "list", "update")], 'serviceentries "egress-default-443-1"'),
     ("list", MODE, {"mode": "REGISTRY_ONLY"}, [], "sidecars"),
     ("create", MODE, {"mode": "REGISTRY_ONLY", "selector": {"app": "new"}}, [may("sidecars", "list")], 'sidecars "egress-mode-'),
     ("update", MODE, {"mode": "ALLOW_ANY"}, [may("sidecars", "list")], 'sidecars "egress-mode"'),

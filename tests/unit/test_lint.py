@@ -54,8 +54,8 @@ def test_the_same_host_in_the_same_way_is_a_warning(listed, theirs):
         (service_entry("cnn", CNN, namespace="prod", exportTo=["*"]), "prod/cnn (unknown owner)"),
         (service_entry("cnn", CNN, namespace="prod", exportTo=["stage", "demo"]), "prod/cnn (unknown owner)"),
         (service_entry("cnn", CNN, exportTo=["."]), "demo/cnn (unknown owner)"),
-        (after([], Task([CNN], policy="web"))[0], 'demo/egress-web-tls-443-1 (policy "web" of namespace demo)'),
-        (after([], Task([CNN], namespace="prod", export_to=["*"]))[0], 'prod/egress-default-tls-443-1 (policy "default" of namespace prod)'),
+        (after([], Task([CNN], policy="web"))[0], 'demo/egress-web-443-1 (policy "web" of namespace demo)'),
+        (after([], Task([CNN], namespace="prod", export_to=["*"]))[0], 'prod/egress-default-443-1 (policy "default" of namespace prod)'),
     ],
     ids=lambda value: str(value) if isinstance(value, str) else value["metadata"]["name"],
 )

@@ -86,14 +86,14 @@ def spec(hosts, ports, resolution, **rest):
 
 SPECS = [
     # host entries, {name: spec}
-    (["www.google.com"], {"egress-default-tls-443-1": spec(["www.google.com"], "tls-443", "DNS")}),
-    (["b.example.com", "a.example.com"], {"egress-default-tls-443-1": spec(["a.example.com", "b.example.com"], "tls-443", "DNS")}),
-    (["a.example.com:443,80"], {"egress-default-http-80-tls-443-1": spec(["a.example.com"], "http-80 tls-443", "DNS")}),
+    (["www.google.com"], {"egress-default-443-1": spec(["www.google.com"], "tls-443", "DNS")}),
+    (["b.example.com", "a.example.com"], {"egress-default-443-1": spec(["a.example.com", "b.example.com"], "tls-443", "DNS")}),
+    (["a.example.com:443,80"], {"egress-default-80-443-1": spec(["a.example.com"], "http-80 tls-443", "DNS")}),
     (
         ["*.wikipedia.org", "www.google.com"],
-        {"egress-default-tls-443-1": spec(["www.google.com"], "tls-443", "DNS"), "egress-default-tls-443-none-1": spec(["*.wikipedia.org"], "tls-443", "NONE")},
+        {"egress-default-443-1": spec(["www.google.com"], "tls-443", "DNS"), "egress-default-443-none-1": spec(["*.wikipedia.org"], "tls-443", "NONE")},
     ),
-    ([{"host": "*.example.com", "resolution": "dynamic_dns"}], {"egress-default-tls-443-dynamic-dns-1": spec(["*.example.com"], "tls-443", "DYNAMIC_DNS")}),
+    ([{"host": "*.example.com", "resolution": "dynamic_dns"}], {"egress-default-443-dynamic-dns-1": spec(["*.example.com"], "tls-443", "DYNAMIC_DNS")}),
     # An IP that is the far end is an endpoint; one that only tells TCP connections apart is an address. Never both for HTTP and TLS.
     (
         [{"host": "a.example.com", "addresses": ["192.0.2.1", "192.0.2.2"]}],
@@ -176,18 +176,18 @@ def test_an_annotation_that_somebody_broke_reads_as_empty(text):
 
 def test_the_257th_host_opens_a_second_object():
     hosts = [f"h{n:03}.example.com" for n in range(257)]
-    assert [(o["metadata"]["name"], len(o["spec"]["hosts"])) for o in made(*hosts)] == [("egress-default-tls-443-1", 256), ("egress-default-tls-443-2", 1)]
+    assert [(o["metadata"]["name"], len(o["spec"]["hosts"])) for o in made(*hosts)] == [("egress-default-443-1", 256), ("egress-default-443-2", 1)]
 
 
 def test_a_name_that_somebody_else_has_is_not_taken():
-    theirs = [service_entry("egress-default-tls-443-1", "x.example.org"), service_entry("egress-default-db.example.com", "y.example.org")]
+    theirs = [service_entry("egress-default-443-1", "x.example.org"), service_entry("egress-default-db.example.com", "y.example.org")]
     objects = made("a.example.com", {"host": "db.example.com", "addresses": ["192.0.2.1"]}, live=theirs)
-    assert [o["metadata"]["name"] for o in objects] == ["egress-default-db.example.com-2", "egress-default-tls-443-2"]
+    assert [o["metadata"]["name"] for o in objects] == ["egress-default-443-2", "egress-default-db.example.com-2"]
 
 
 def test_a_name_in_another_namespace_is_free():
-    theirs = [service_entry("egress-default-tls-443-1", "x.example.org", namespace="prod")]
-    assert [o["metadata"]["name"] for o in made("a.example.com", live=theirs)] == ["egress-default-tls-443-1"]
+    theirs = [service_entry("egress-default-443-1", "x.example.org", namespace="prod")]
+    assert [o["metadata"]["name"] for o in made("a.example.com", live=theirs)] == ["egress-default-443-1"]
 
 
 def test_policies_whose_names_run_into_host_names_do_not_meet():

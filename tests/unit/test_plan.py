@@ -32,43 +32,43 @@ def steps(plan):
 # -- what is written ----------------------------------------------------------------------------------------------------------------
 
 PLANS = {
-    "first host": ([], Task([A]), ["+ serviceentry demo/egress-default-tls-443-1 1 host: a.example.com"]),
+    "first host": ([], Task([A]), ["+ serviceentry demo/egress-default-443-1 1 host: a.example.com"]),
     "hosts of two kinds": (
         [],
         Task([A, f"{B}:80", DB]),
         [
+            "+ serviceentry demo/egress-default-443-1 1 host: a.example.com",
+            "+ serviceentry demo/egress-default-80-1 1 host: b.example.com",
             "+ serviceentry demo/egress-default-db.example.com 1 host: db.example.com",
-            "+ serviceentry demo/egress-default-http-80-1 1 host: b.example.com",
-            "+ serviceentry demo/egress-default-tls-443-1 1 host: a.example.com",
         ],
     ),
     "more hosts than a line holds": (
         [],
         Task(many(6)),
-        ["+ serviceentry demo/egress-default-tls-443-1 6 hosts: h000.example.com, h001.example.com, h002.example.com, h003.example.com and 2 more"],
+        ["+ serviceentry demo/egress-default-443-1 6 hosts: h000.example.com, h001.example.com, h002.example.com, h003.example.com and 2 more"],
     ),
     "the same again": ([Task([A, DB])], Task([DB, A]), []),
     "the same in other words": ([Task([A])], Task([{"host": "A.example.com.", "ports": ["tls/443"], "resolution": "dns"}]), []),
-    "a host more": ([Task([A])], Task([B]), ["~ serviceentry demo/egress-default-tls-443-1 + b.example.com"]),
-    "a host less": ([Task([A, B])], Task([B], state="absent"), ["~ serviceentry demo/egress-default-tls-443-1 - b.example.com"]),
-    "the last host less": ([Task([A])], Task([A], state="absent"), ["- serviceentry demo/egress-default-tls-443-1 1 host: a.example.com"]),
+    "a host more": ([Task([A])], Task([B]), ["~ serviceentry demo/egress-default-443-1 + b.example.com"]),
+    "a host less": ([Task([A, B])], Task([B], state="absent"), ["~ serviceentry demo/egress-default-443-1 - b.example.com"]),
+    "the last host less": ([Task([A])], Task([A], state="absent"), ["- serviceentry demo/egress-default-443-1 1 host: a.example.com"]),
     "a host less that is not there": ([Task([A])], Task([B], state="absent"), []),
-    "one host for another": ([Task([A, C])], Task([B, C], purge=True), ["~ serviceentry demo/egress-default-tls-443-1 + b.example.com, - a.example.com"]),
+    "one host for another": ([Task([A, C])], Task([B, C], purge=True), ["~ serviceentry demo/egress-default-443-1 + b.example.com, - a.example.com"]),
     "purge": (
         [Task([A, B, DB])],
         Task([A], purge=True),
-        ["~ serviceentry demo/egress-default-tls-443-1 - b.example.com", "- serviceentry demo/egress-default-db.example.com 1 host: db.example.com"],
+        ["~ serviceentry demo/egress-default-443-1 - b.example.com", "- serviceentry demo/egress-default-db.example.com 1 host: db.example.com"],
     ),
     "purge of all": (
         [Task([A]), Task([A], policy="web")],
         Task(state="absent", purge=True),
-        ["- serviceentry demo/egress-default-tls-443-1 1 host: a.example.com"],
+        ["- serviceentry demo/egress-default-443-1 1 host: a.example.com"],
     ),
-    "another policy": ([Task([A])], Task([B], policy="web"), ["+ serviceentry demo/egress-web-tls-443-1 1 host: b.example.com"]),
-    "the same policy in another namespace": ([Task([A], namespace="prod")], Task([B]), ["+ serviceentry demo/egress-default-tls-443-1 1 host: b.example.com"]),
-    "a note": ([Task([A, B])], Task([{"host": A, "owner": "web"}]), ["~ serviceentry demo/egress-default-tls-443-1 metadata of a.example.com"]),
-    "a note taken back": ([Task([{"host": A, "owner": "web"}])], Task([A]), ["~ serviceentry demo/egress-default-tls-443-1 metadata of a.example.com"]),
-    "exported further": ([Task([A, B])], Task([A, B], export_to=[".", "prod"]), ["~ serviceentry demo/egress-default-tls-443-1 exportTo ., prod"]),
+    "another policy": ([Task([A])], Task([B], policy="web"), ["+ serviceentry demo/egress-web-443-1 1 host: b.example.com"]),
+    "the same policy in another namespace": ([Task([A], namespace="prod")], Task([B]), ["+ serviceentry demo/egress-default-443-1 1 host: b.example.com"]),
+    "a note": ([Task([A, B])], Task([{"host": A, "owner": "web"}]), ["~ serviceentry demo/egress-default-443-1 metadata of a.example.com"]),
+    "a note taken back": ([Task([{"host": A, "owner": "web"}])], Task([A]), ["~ serviceentry demo/egress-default-443-1 metadata of a.example.com"]),
+    "exported further": ([Task([A, B])], Task([A, B], export_to=[".", "prod"]), ["~ serviceentry demo/egress-default-443-1 exportTo ., prod"]),
     "exported to the same in another order": ([Task([A], export_to=["x", "y"])], Task([A], export_to=["y", "x"]), []),
     "another address": (
         [Task([DB])],
@@ -84,31 +84,31 @@ PLANS = {
     "a port more for the only host": (
         [Task([A])],
         Task([f"{A}:80,443"]),
-        ["+ serviceentry demo/egress-default-http-80-tls-443-1 1 host: a.example.com", "- serviceentry demo/egress-default-tls-443-1 1 host: a.example.com"],
+        ["+ serviceentry demo/egress-default-80-443-1 1 host: a.example.com", "- serviceentry demo/egress-default-443-1 1 host: a.example.com"],
     ),
     "a port more for one of two": (
         [Task([A, B])],
         Task([f"{A}:80,443"]),
-        ["+ serviceentry demo/egress-default-http-80-tls-443-1 1 host: a.example.com", "~ serviceentry demo/egress-default-tls-443-1 - a.example.com"],
+        ["+ serviceentry demo/egress-default-80-443-1 1 host: a.example.com", "~ serviceentry demo/egress-default-443-1 - a.example.com"],
     ),
     "another port for one of two, in an object that is there": (
         [Task([A, f"{B}:80", f"{C}:80"])],
         Task([B]),
-        ["~ serviceentry demo/egress-default-tls-443-1 + b.example.com", "~ serviceentry demo/egress-default-http-80-1 - b.example.com"],
+        ["~ serviceentry demo/egress-default-443-1 + b.example.com", "~ serviceentry demo/egress-default-80-1 - b.example.com"],
     ),
     "one of two exported further": (
         [Task([A, B])],
         Task([A], export_to=["*"]),
-        ["+ serviceentry demo/egress-default-tls-443-2 1 host: a.example.com", "~ serviceentry demo/egress-default-tls-443-1 - a.example.com"],
+        ["+ serviceentry demo/egress-default-443-2 1 host: a.example.com", "~ serviceentry demo/egress-default-443-1 - a.example.com"],
     ),
     "two hosts that change places": (
         [Task([A, f"{B}:80", C, "d.example.com:80"])],
         Task([f"{A}:80", B]),
         [
-            "~ serviceentry demo/egress-default-http-80-1 + a.example.com",
-            "~ serviceentry demo/egress-default-tls-443-1 + b.example.com",
-            "~ serviceentry demo/egress-default-http-80-1 - b.example.com",
-            "~ serviceentry demo/egress-default-tls-443-1 - a.example.com",
+            "~ serviceentry demo/egress-default-443-1 + b.example.com",
+            "~ serviceentry demo/egress-default-80-1 + a.example.com",
+            "~ serviceentry demo/egress-default-443-1 - a.example.com",
+            "~ serviceentry demo/egress-default-80-1 - b.example.com",
         ],
     ),
 }
@@ -142,7 +142,7 @@ def test_one_host_less_is_one_write_whatever_the_number(size, which):
 def test_the_place_of_a_removed_host_is_used_again():
     live = after([], Task(many(257)), Task(["h000.example.com"], state="absent"))
     [change] = Task([A]).plan(live).changes
-    assert (change.name, change.note) == ("egress-default-tls-443-1", "+ a.example.com")
+    assert (change.name, change.note) == ("egress-default-443-1", "+ a.example.com")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_nobody_elses_object_is_touched():
         service_entry("elsewhere", C, namespace="prod", labels={"app.kubernetes.io/managed-by": "istio-egress", "istio-egress.meshops.io/policy": "default"}),
     ]
     assert not Task(state="absent", purge=True).plan(theirs)
-    assert {c.name for c in Task([A, B, C], purge=True).plan(theirs).changes} == {"egress-default-tls-443-1"}
+    assert {c.name for c in Task([A, B, C], purge=True).plan(theirs).changes} == {"egress-default-443-1"}
 
 
 def test_hosts_of_two_full_objects_change_places_without_a_gap():
@@ -263,8 +263,8 @@ def test_a_task_waits_until(scenario):
 def test_sidecars_are_looked_at_when_all_is_written():
     plan = Task([f"{A}:80,443"]).plan(after([], Task([A])))
     assert steps(plan) == [
-        "+ serviceentry demo/egress-default-http-80-tls-443-1 1 host: a.example.com",
-        "- serviceentry demo/egress-default-tls-443-1 1 host: a.example.com",
+        "+ serviceentry demo/egress-default-80-443-1 1 host: a.example.com",
+        "- serviceentry demo/egress-default-443-1 1 host: a.example.com",
         "wait sidecars of demo have a.example.com:443, a.example.com:80",
     ]
 
@@ -294,8 +294,8 @@ def test_an_object_that_is_written_twice_is_shown_once_from_start_to_end():
     plan = now.plan(after([], *earlier))
     assert len(plan.changes) == 4
     assert [(c.action, c.name, c.before["spec"]["hosts"], c.after["spec"]["hosts"]) for c in plan.final()] == [
-        ("update", "egress-default-http-80-1", [B, "d.example.com"], [A, "d.example.com"]),
-        ("update", "egress-default-tls-443-1", [A, C], [B, C]),
+        ("update", "egress-default-443-1", [A, C], [B, C]),
+        ("update", "egress-default-80-1", [B, "d.example.com"], [A, "d.example.com"]),
     ]
 
 
@@ -326,9 +326,9 @@ def test_each_host_is_returned_with_its_object_and_what_was_chosen_for_it_now():
     now = Task([f"{B}:80", {**DB, "expires": "2027-01-31"}])
     chosen = {entry.host: entry.chosen for entry in parse_hosts(now.hosts)}
     rows = {row["host"]: row for row in describe_hosts(now.wanted(live), live, "demo", "default", chosen)}
-    place = {"export_to": ["."], "object": "egress-default-tls-443-1"}
+    place = {"export_to": ["."], "object": "egress-default-443-1"}
     assert rows[A] == {"host": A, "ports": ["tls/443"], "resolution": "DNS", "addresses": [], "chosen": [], "owner": "web", **place}
-    assert rows[B]["object"] == "egress-default-http-80-1" and rows[B]["chosen"][0] == "port 80 is HTTP"
+    assert rows[B]["object"] == "egress-default-80-1" and rows[B]["chosen"][0] == "port 80 is HTTP"
     assert (rows["db.example.com"]["addresses"], rows["db.example.com"]["expires"]) == (["192.0.2.1"], "2027-01-31")
     placed = {(o["metadata"]["name"], host) for o in after(live, now) for host in o["spec"]["hosts"]}
     assert placed == {(row["object"], row["host"]) for row in rows.values()}

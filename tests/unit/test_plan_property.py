@@ -72,7 +72,7 @@ OTHER_TASKS = st.builds(replace, TASKS, policy=st.just("web")) | st.builds(repla
 BROKEN_OFF = st.sampled_from([99, 99, 0, 1, 2])
 SOMEBODY_ELSES = st.builds(
     service_entry,
-    st.sampled_from(["cnn", "egress-default-tls-443-1", "egress-default-http-80-tls-443-1", "egress-default-a.example.com"]),
+    st.sampled_from(["cnn", "egress-default-443-1", "egress-default-80-443-1", "egress-default-a.example.com"]),
     st.sampled_from(["a.example.com", "x.example.net"]),
     namespace=st.sampled_from(["demo", "prod"]),
     labels=st.sampled_from([None, {MANAGED_BY_LABEL: "Helm", POLICY_LABEL: "default"}, {MANAGED_BY_LABEL: "istio-egress"}]),
