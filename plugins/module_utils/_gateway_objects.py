@@ -26,7 +26,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway impo
     callers,
     digest,
 )
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import NETWORKING, Declared, Object, named, policy_labels
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import NETWORKING, Declared, Object, policy_labels, stem
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import (
     EVERYTHING_SCOPE,
     HTTP_PROTOCOLS,
@@ -275,7 +275,7 @@ def _gateway_legs(route: Route, gateway: Gateway) -> list[Object]:
                 out = [{"destination": {"host": route.dialled, "subset": ORIGINATED, "port": {"number": route.origination.port}}}]
             http.append({"match": [{"port": number} for number in arrivals], "route": out})
         elif route.is_named(port) or route.takes_port(port):
-            name = short(f"{gateway_name(gateway)}-{named(route.key)}-{port.name}-{said}")
+            name = short(f"{gateway.service}-{stem(route.key)}-{port.name}-{said}")
             called = route.sni(port) if route.is_named(port) else route.entry.host
             spec = {"hosts": [called], "gateways": [gateway_name(gateway)], "exportTo": ["."]}
             spec["tcp"] = [{"match": [{"port": route.gateway_port(port)}], "route": out}]
@@ -285,7 +285,7 @@ def _gateway_legs(route: Route, gateway: Gateway) -> list[Object]:
     if http or tls:
         spec = {"hosts": [route.entry.host], "gateways": [gateway_name(gateway)], "exportTo": ["."]}
         spec |= {kind: rules for kind, rules in (("http", http), ("tls", tls)) if rules}
-        result.append(_object("VirtualService", gateway.namespace, short(f"{gateway_name(gateway)}-{named(route.key)}-{said}"), spec, route.key))
+        result.append(_object("VirtualService", gateway.namespace, short(f"{gateway.service}-{stem(route.key)}-{said}"), spec, route.key))
     return result
 
 

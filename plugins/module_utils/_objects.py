@@ -262,22 +262,26 @@ def _keep_places(shared: list[Declared], mine: Mapping[str, Object], wanted: Con
     return buckets, unplaced
 
 
-def named(policy: str) -> str:
-    """What names of objects call a policy. A proxy holds the names of its objects for each host, once to four times, so beside a gateway, where every
-    policy has the namespace of its clients after it, ``default`` is left out.
+def stem(policy: str) -> str:
+    """How names of a policy's objects begin: ``egress-POLICY``. Beside a gateway it is the clients' namespace, after the policy's name unless that is
+    ``default``: the gateway holds these names once to four times for each host, so they are short.
     """
-    return policy.removeprefix(f"{DEFAULT_POLICY}.")
+    return policy.removeprefix(f"{DEFAULT_POLICY}.") if _is_beside_gateway(policy) else f"egress-{policy}"
+
+
+def _is_beside_gateway(policy: str) -> bool:
+    return policy.partition(".")[2] not in ("", KNOWN_SCOPE, EVERYTHING_SCOPE)
 
 
 class _Names:
-    """Object names: ``egress-POLICY-PORTS-N`` for shared entries, ``egress-POLICY-HOST`` for one that stands alone."""
+    """Object names: after the policy's stem ``PORTS-N`` for shared entries, ``HOST`` for one that stands alone."""
 
     def __init__(self, policy: str, taken: set[str]) -> None:
-        self._policy, self._taken = named(policy), taken
+        self._stem, self._taken = stem(policy), taken
 
     def own(self, entry: HostEntry) -> str:
         host = f"{entry.host[2:]}-wildcard" if entry.is_wildcard else entry.host  # no host ends like this: a top-level domain has no hyphen
-        base, number = _short(f"egress-{self._policy}-{host}", 240), 1
+        base, number = _short(f"{self._stem}-{host}", 240), 1
         name = base
         while name in self._taken:
             number += 1
@@ -287,7 +291,7 @@ class _Names:
     def shared(self, entry: HostEntry, used: Container[str]) -> str:
         ports = "-".join(str(port.number) for port in entry.ports)
         kind = "" if entry.resolution == "DNS" else "-" + entry.resolution.lower().replace("_", "-")
-        base, number = _short(f"egress-{self._policy}-{ports}{kind}", 200), 1
+        base, number = _short(f"{self._stem}-{ports}{kind}", 200), 1
         while f"{base}-{number}" in used or f"{base}-{number}" in self._taken:
             number += 1
         return f"{base}-{number}"
@@ -301,7 +305,7 @@ def _service_entry(name: str, namespace: str, policy: str, declared: list[Declar
     first = declared[0].entry
     metadata = {d.entry.host: dict(d.entry.metadata) for d in declared if d.entry.metadata}
     labels, annotations = policy_labels(policy), {}
-    if labels.get(SCOPE_LABEL, KNOWN_SCOPE) not in (KNOWN_SCOPE, EVERYTHING_SCOPE):
+    if _is_beside_gateway(policy):
         annotations = {name: labels.pop(name) for name in (POLICY_LABEL, SCOPE_LABEL)}
     if metadata:
         annotations[HOSTS_ANNOTATION] = json.dumps(metadata, sort_keys=True, ensure_ascii=False)

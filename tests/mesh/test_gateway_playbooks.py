@@ -48,7 +48,7 @@ def test_egress_gateway(runner: Runner, cluster) -> None:
     assert (first.code, first.results) == (0, results), first.text
     assert hops(first.text, "http://edition.cnn.com:80") == HOPS, first.text
     assert hops(first.text, "tls://edition.cnn.com:443") == tuple(h for h in HOPS if h != "route"), first.text
-    assert "[VirtualService istio-system/egress-istio-egressgateway-gateway." in first.text
+    assert "[VirtualService istio-system/istio-egressgateway-gateway." in first.text
     start = time.time()
     again = runner.play("egress_gateway", egress_gateway=GATEWAY)
     assert (again.code, again.changed, again.writes, again.results) == (0, 0, [], results), again.text

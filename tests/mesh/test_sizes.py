@@ -106,9 +106,9 @@ def measure(cluster, api, namespace, start, run_module, far) -> Callable[..., Ro
     """`measure(BRING)`: a Row for what `BRING(client namespace, gateway)` brings about. All of it goes before the next."""
 
     def one(bring) -> Row:
-        place = namespace("sizes-gw", injection=False)  # as long a name as the client's, since names are part of the configuration
+        place = namespace("gw", injection=False)  # names are part of the configuration: both as long as those of real namespaces
         gateway = run_module(DEPLOY, namespace=place, name="sizes-egress", replicas=1)["gateway"]
-        client = start(namespace("sizes-in"))
+        client = start(namespace("in"))
         run_module(MODE, namespace=client.namespace, mode="REGISTRY_ONLY")
         router = routers_of(cluster, place)[0]
         before = size_of(cluster, client.namespace, client.pod), size_of(cluster, place, router)
