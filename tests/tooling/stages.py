@@ -1,6 +1,6 @@
-"""Runs make targets: one step after the other, the lanes of a step side by side, the targets of a lane one after the other. Knows nothing of what they do.
+"""Runs make targets: lanes side by side, the targets of a lane one after the other. Knows nothing of what they do.
 
-    stages.py lint,unit/api mesh        lint and then unit, beside them api; when all went well, mesh
+    stages.py lint,unit,mesh api        lint, unit, and mesh, and beside them api
 
 The first lane's output is seen as it comes, that of the others when they end. After a failure nothing more is begun, and each target says what it took.
 """
@@ -14,17 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 class Stages:
-    def __init__(self, steps: list[list[list[str]]]) -> None:
-        self._steps = steps
+    def __init__(self, lanes: list[list[str]]) -> None:
+        self._lanes = lanes
         self._rows: dict[str, tuple[str, str]] = {}
         self._broken: list[str] = []
 
     def run(self) -> int:
-        for lanes in self._steps:
-            with ThreadPoolExecutor(len(lanes)) as pool:
-                list(pool.map(self._lane, lanes, [True] + [False] * len(lanes)))
+        with ThreadPoolExecutor(len(self._lanes)) as pool:
+            list(pool.map(self._lane, self._lanes, [True] + [False] * len(self._lanes)))
         print("\n=== summary")
-        for target in (target for lanes in self._steps for lane in lanes for target in lane):
+        for target in (target for lane in self._lanes for target in lane):
             result, seconds = self._rows.get(target, ("not run", ""))
             print(f"{target:8} {result:8} {seconds}".rstrip())
         for target in self._broken:
@@ -49,4 +48,4 @@ class Stages:
 
 
 if __name__ == "__main__":
-    sys.exit(Stages([[lane.split(",") for lane in step.split("/")] for step in sys.argv[1:]]).run())
+    sys.exit(Stages([lane.split(",") for lane in sys.argv[1:]]).run())
