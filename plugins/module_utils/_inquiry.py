@@ -11,13 +11,15 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _explain, _path
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import CONTAINER, ask_for, routers
+
+CLUSTERS, ENDPOINTS = "dynamic_active_clusters", "dynamic_endpoint_configs"
 
 RESOLVE = (
     'h=$1; if command -v getent >/dev/null; then getent ahostsv4 "$h" || getent ahosts "$h"; '
@@ -40,6 +42,7 @@ class Inquiry:
         self._cluster, self._root = cluster, root_namespace
         self._proxies: dict[tuple[str, str], _path.Configuration] = {}
         self._pods: dict[str, list[dict[str, Any]]] = {}
+        self._ahead = ThreadPoolExecutor(1)
         self.warnings: list[str] = []
 
     def world(self, namespace: str) -> _explain.World:
@@ -63,11 +66,17 @@ class Inquiry:
         return self._pods[namespace]
 
     def configuration(self, pod: Mapping[str, Any]) -> _path.Configuration:
-        """The configuration of the pod's proxy, read piece by piece as it is needed."""
+        """The configuration of the pod's proxy, read piece by piece as it is needed: with a cluster its endpoints, which are wanted next."""
         namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
+        begun: dict[tuple[str, str], Future[list[Mapping[str, Any]]]] = {}
 
         def ask(resource: str, names: str) -> list[Mapping[str, Any]]:
-            eds = "include_eds&" if resource == "dynamic_endpoint_configs" else ""
+            if resource == CLUSTERS:
+                begun[ENDPOINTS, names] = self._ahead.submit(read, ENDPOINTS, names)
+            return begun.pop((resource, names)).result() if (resource, names) in begun else read(resource, names)
+
+        def read(resource: str, names: str) -> list[Mapping[str, Any]]:
+            eds = "include_eds&" if resource == ENDPOINTS else ""
             path = f"config_dump?{eds}resource={resource}&name_regex={quote(names)}"
             return ask_for(self._cluster, namespace, name, path).get("configs") or []
 

@@ -184,7 +184,7 @@ pod:
   sample: sleep-6d5f7c9b8-x2x7k
 """
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _explain
 from ansible_collections.meshops.istio_egress.plugins.module_utils._inquiry import Inquiry
@@ -211,11 +211,13 @@ def main() -> None:
         call = _explain.parse_call(params["host"], params["port"], params["protocol"], params["path"], params["address"])
         cluster = module.cluster(host=params["api_host"])
         inquiry = Inquiry(cluster, params["istio_namespace"])
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(2) as pool:
             world = pool.submit(inquiry.world, namespace)
             source, pod = _explain.choose_pod(inquiry.pods(namespace), namespace, params["workload"], params["container"])
-            addresses = [params["address"]] if params["address"] else inquiry.resolve(pod, source.container, call.host)
             sidecar = inquiry.configuration(pod) if source.sidecar else None
+            meanwhile = [pool.submit(sidecar.listeners, call.port, True)] if sidecar else []
+            addresses = [params["address"]] if params["address"] else inquiry.resolve(pod, source.container, call.host)
+            wait(meanwhile)
             result = _explain.explain(call, addresses, pod, source.container, sidecar, inquiry.neighbour, world.result())
         module.warn_all(inquiry.warnings)
         module.exit_json(changed=False, addresses=addresses, pod=source.pod, picture=_explain.picture(call, result), **result.as_dict())
