@@ -355,15 +355,15 @@ def plain(objects: dict[str, Object]) -> dict[str, Object]:
 
 
 def test_a_refusal_half_way_leaves_everything_as_it_was(account: Account, namespace: str, task: Callable[..., Result]) -> None:
-    task(hosts=["a.hosts.test:80", {"host": "z.hosts.test", "ports": ["tls/8443"]}])
+    task(hosts=["a.hosts.test", {"host": "z.hosts.test", "ports": ["tls/8443"]}])
     before = plain(account.server.everything(namespace))
     policy = refuse(account, namespace, "CREATE", "denied.hosts.test")
-    wanted = {"hosts": ["b.hosts.test:80", "denied.hosts.test", {"host": "y.hosts.test", "ports": ["tls/8443"]}]}
+    wanted = {"hosts": ["b.hosts.test", "denied.hosts.test:80", {"host": "y.hosts.test", "ports": ["tls/8443"]}]}
 
     result = task(**wanted)
     assert result["failed"], result
     assert result.msg.count("\n") == 1
-    assert all(word in result.msg for word in ("create", "egress-default-443-1", namespace, "denied.hosts.test is not for this team")), result.msg
+    assert all(word in result.msg for word in ("create", "egress-default-80-1", namespace, "denied.hosts.test is not for this team")), result.msg
     assert "1 earlier change" in result.msg and "as it was before" in result.msg, result.msg
     assert len(result.writes) == 2, "the update before it, and that undone"
     assert plain(account.server.everything(namespace)) == before
@@ -383,13 +383,13 @@ def test_check_mode_tells_what_would_be_refused(account: Account, namespace: str
 
 
 def test_a_deletion_that_is_refused_brings_back_what_was_deleted_before(account: Account, namespace: str, task: Callable[..., Result]) -> None:
-    task(hosts=["a.hosts.test:80", {"host": "kept.hosts.test", "ticket": "NET-1"}, {"host": "z.hosts.test", "ports": ["tls/8443"]}])
+    task(hosts=["a.hosts.test", {"host": "kept.hosts.test", "ports": [80], "ticket": "NET-1"}, {"host": "z.hosts.test", "ports": ["tls/8443"]}])
     before = plain(account.server.everything(namespace))
     policy = refuse(account, namespace, "DELETE", "kept.hosts.test")
 
     result = task(state="absent", purge=True)
     assert result["failed"], result
-    assert all(word in result.msg for word in ("delete", "egress-default-443-1", "kept.hosts.test is not for this team", "as it was before")), result.msg
+    assert all(word in result.msg for word in ("delete", "egress-default-80-1", "kept.hosts.test is not for this team", "as it was before")), result.msg
     assert plain(account.server.everything(namespace)) == before
 
     lift(account, policy)
@@ -407,7 +407,7 @@ def test_a_connection_that_breaks_half_way_is_told_and_the_next_run_finishes(acc
         if len(created) > 1:
             raise ConnectionError
 
-    wanted = {"hosts": ["a.hosts.test:80", "b.hosts.test", {"host": "c.hosts.test", "ports": ["tls/8443"]}]}
+    wanted = {"hosts": ["a.hosts.test", "b.hosts.test:80", {"host": "c.hosts.test", "ports": ["tls/8443"]}]}
     with Relay(account.server, hang_up) as relay:
         result = task(host=relay.url, api_key=account.token, **wanted)
         assert result["failed"], result
