@@ -18,9 +18,17 @@ from typing import Any
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _bypass, _gateway, _gateway_workload, _mode, _sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._control_plane import DEFAULT_REVISION, MESH_KEY
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_objects import guard_objects, origination_objects
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Object, id_of, marks_of, policy_of
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Object
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import (
+    EVERYTHING_SCOPE,
+    KNOWN_SCOPE,
+    SCOPE_LABEL,
+    id_of,
+    is_ours,
+    marks_of,
+    policy_of,
+)
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait, plan_hosts
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import EVERYTHING_SCOPE, KNOWN_SCOPE, MANAGED_BY, MANAGED_BY_LABEL, SCOPE_LABEL
 
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet")
 ROUTING = ("VirtualService", "DestinationRule", "Gateway", "AuthorizationPolicy")
@@ -57,11 +65,6 @@ def plan(live: Live, namespace: str | None, istio_namespace: str) -> tuple[Plan,
             else:
                 steps.append(Change(obj, None))
     return Plan(tuple(steps)), sorted(set(kept))
-
-
-def is_ours(obj: Mapping[str, Any]) -> bool:
-    """Whether this collection made the object."""
-    return (obj["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) == MANAGED_BY
 
 
 def _concerns(obj: Mapping[str, Any], namespace: str | None) -> bool:

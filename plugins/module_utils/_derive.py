@@ -15,7 +15,8 @@ from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _gateway, _sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._explain import exported
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import owner_of, policy_of, read_service_entry
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import read_service_entry
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import owner_of, policy_of
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HTTP_PROTOCOLS, IP_DOMAIN, TLS_PROTOCOLS, HostEntry, Port
 from ansible_collections.meshops.istio_egress.plugins.module_utils._traffic import Request, TrafficError
 

@@ -99,7 +99,7 @@ def read_workload(cluster: Cluster, namespace: str, name: str) -> dict[str, dict
 
 
 class ServiceWatcher:
-    """Waits until a gateway serves, and keeps what it saw for the module's result, as `_proxies.Watcher` does for sidecars."""
+    """Waits until a gateway serves, and keeps what it saw for the module's result, as `_watcher.Watcher` does for sidecars."""
 
     def __init__(self, cluster: Cluster, timeout: float) -> None:
         self._cluster, self._timeout = cluster, timeout

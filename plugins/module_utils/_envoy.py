@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """PRIVATE to this collection. What a proxy really does, read from its own configuration: mode, and the destinations it knows.
 
-Pure: it reads Envoy's ``config_dump`` as pilot configures it (names seen on Istio 1.31.1 with Envoy 1.40); fetching is `_proxies`' work.
+Pure: it reads Envoy's ``config_dump`` as pilot configures it (names seen on Istio 1.31.1 with Envoy 1.40); fetching is `_watcher`'s work.
 """
 
 from __future__ import annotations

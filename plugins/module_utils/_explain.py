@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils import _path, _sidecars, _traffic
+from ansible_collections.meshops.istio_egress.plugins.module_utils import _path, _sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import policy_of
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import policy_of
 from ansible_collections.meshops.istio_egress.plugins.module_utils._path import Arrival, Call, Configuration, Passage
+from ansible_collections.meshops.istio_egress.plugins.module_utils._source import SIDECAR, Source, choose_source
 
-SIDECAR, INIT = "istio-proxy", "istio-init"
+INIT = "istio-init"
 KINDS = ("ServiceEntry", "VirtualService", "DestinationRule", "Gateway", "Sidecar", "AuthorizationPolicy")
 """The objects that names and reasons come from."""
 PLAIN_PORTS = {80, 8080}
@@ -126,9 +127,9 @@ def parse_call(host: str, port: int, protocol: str | None, path: str, address: s
     return Call(protocol or {80: _path.HTTP, 443: _path.TLS}.get(port, _path.TCP), host, port, path)
 
 
-def choose_pod(pods: list[Mapping[str, Any]], namespace: str, workload: str, container: str | None) -> tuple[_traffic.Source, Mapping[str, Any]]:
+def choose_pod(pods: list[Mapping[str, Any]], namespace: str, workload: str, container: str | None) -> tuple[Source, Mapping[str, Any]]:
     """The pod that a workload's requests come from, as the check has it, and the container, which may be an init container."""
-    source = _traffic.choose_source(pods, namespace, workload)
+    source = choose_source(pods, namespace, workload)
     pod = next(p for p in pods if p["metadata"]["name"] == source.pod)
     if container and container not in containers_of(pod):
         raise ExplainError(f'Pod {namespace}/{source.pod} has no container "{container}".\nIt has {", ".join(containers_of(pod))}.')

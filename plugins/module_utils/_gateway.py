@@ -20,15 +20,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import policy_of, read_service_entry
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import (
-    EVERYTHING_SCOPE,
-    HTTP_PROTOCOLS,
-    METADATA,
-    TLS_PROTOCOLS,
-    HostEntry,
-    Port,
-)
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import read_service_entry
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import EVERYTHING_SCOPE, policy_of
+from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HTTP_PROTOCOLS, METADATA, TLS_PROTOCOLS, HostEntry, Port
 
 HTTP_PORT, TLS_PORT = 80, 443
 """Ports of the gateway's Service."""

@@ -26,16 +26,9 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway impo
     callers,
     digest,
 )
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import NETWORKING, Declared, Object, policy_labels, stem
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import (
-    EVERYTHING_SCOPE,
-    HTTP_PROTOCOLS,
-    MANAGED_BY,
-    MANAGED_BY_LABEL,
-    TLS_PROTOCOLS,
-    HostEntry,
-    Port,
-)
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import NETWORKING, Declared, Object, stem
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import EVERYTHING_SCOPE, MANAGED_BY, MANAGED_BY_LABEL, policy_labels
+from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HTTP_PROTOCOLS, TLS_PROTOCOLS, HostEntry, Port
 
 SECURITY = "security.istio.io/v1"
 GATEWAY_ANNOTATION = "istio-egress.meshops.io/gateway"

@@ -36,17 +36,17 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_obje
     shared_for,
 )
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_workload import target_port
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Declared, Object, id_of, policy_of, read_service_entry, same_object, updated
-from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait, host_changes
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import (
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Declared, Object, read_service_entry, same_object, updated
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import (
     EVERYTHING_SCOPE,
-    HTTP_PROTOCOLS,
     KNOWN_SCOPE,
     MANAGED_BY,
     MANAGED_BY_LABEL,
-    HostEntry,
-    Port,
+    id_of,
+    policy_of,
 )
+from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait, host_changes
+from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HTTP_PROTOCOLS, HostEntry, Port
 
 Live = Mapping[str, list[Object]]
 Steps = list[Change | Wait]

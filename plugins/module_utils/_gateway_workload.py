@@ -18,9 +18,9 @@ from decimal import Decimal
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway import HTTP_PORT, TLS_PORT, GatewayError, Route
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Object, owner_of
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Object
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import MANAGED_BY, MANAGED_BY_LABEL, owner_of
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import MANAGED_BY, MANAGED_BY_LABEL
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import CONTAINER, Proxy
 
 DEFAULT_NAME = "istio-egressgateway"

@@ -14,7 +14,8 @@ from datetime import date
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _explain, _gateway, _sidecars
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import owner_of, policy_of, read_metadata
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import read_metadata
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import owner_of, policy_of
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HostEntry
 
 LEVELS = ("error", "warning", "info")

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Declared, owner_of, policy_of
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HTTP_PROTOCOLS, KNOWN_SCOPE, TLS_PROTOCOLS, PolicyError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Declared
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import KNOWN_SCOPE, owner_of, policy_of
+from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HTTP_PROTOCOLS, TLS_PROTOCOLS, PolicyError
 
 
 def check_clashes(wanted: Iterable[Declared], live: Iterable[Mapping[str, Any]], namespace: str, policy: str) -> list[str]:

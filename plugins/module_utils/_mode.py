@@ -19,8 +19,8 @@ from typing import Any
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _meshconfig, _sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import NETWORKING, Object, annotate, at_version, same_object, updated
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import MANAGED_BY, MANAGED_BY_LABEL
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import MANAGED_BY, MANAGED_BY_LABEL
 
 BEFORE_ANNOTATION = "istio-egress.meshops.io/mode-before"
 SIDECAR_NAME = "egress-mode"

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, meshops.istio_egress contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PRIVATE to this collection. The Ansible edge: argument specs, results, check and diff mode, and errors in plain words.
+"""PRIVATE to this collection. The Ansible edge: argument specs, the connection, and errors in plain words.
 
 Every module is this class plus its own options. It knows Ansible and the errors of the layers below; it decides nothing about egress.
 """
@@ -15,11 +15,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback, missing_required_lib
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import ApplyError, Outcome
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError, ClusterUnreachable
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Watcher
 
 try:
     import yaml
@@ -70,7 +67,7 @@ WAIT_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class EgressModule(AnsibleModule):
-    """An AnsibleModule with the authentication options and with doors for plans and their outcomes.
+    """An AnsibleModule with the authentication options.
 
     Takes the options of the module beside the common ones, and any keyword of AnsibleModule.
     """
@@ -97,31 +94,10 @@ class EgressModule(AnsibleModule):
         """Turns what the layers below raise into a failed task: what happened to which object, and the way out, in two lines."""
         try:
             yield
-        except ApplyError as error:
-            self.fail_json(msg=f"{self._explain(error.cause)} {error.left}", steps=error.done)
         except EgressError as error:
             self.fail_json(msg=str(error), **error.result)
         except ClusterError as error:
             self.fail_json(msg=f"{self._explain(error)} {self._written()}")
-
-    def finish(self, plan: Plan, outcome: Outcome, **result: Any) -> None:
-        """Ends the module with what was (or, in check mode, would be) done, the diff of it, and the module's own `result`."""
-        self.exit_json(
-            changed=bool(plan),
-            objects=[change.reference() for change in plan.final()],
-            steps=plan.lines(),
-            follow_seconds=outcome.follow_seconds,
-            requests=self._cluster.requests,
-            **({"diff": [_diff(change) for change in plan.final()]} if self._diff else {}),
-            **result,
-        )
-
-    def followed(self, watcher: Watcher | None) -> dict[str, Any]:
-        """What a watcher saw, as a module returns it; ``verified: false`` when nobody looked."""
-        if watcher is None:
-            return {"verified": False}
-        self.warn_all(watcher.warnings)
-        return {"verified": watcher.verified, "proxies": watcher.proxies}
 
     def warn_all(self, warnings: list[str]) -> None:
         for warning in dict.fromkeys(warnings):
@@ -184,19 +160,3 @@ class EgressModule(AnsibleModule):
             for key in ("token", "password", "client-key-data"):
                 if (user.get("user") or {}).get(key):
                     self.no_log_values.add(user["user"][key])
-
-
-def _diff(change: Change) -> dict[str, str]:
-    """Before and after as YAML without the noise that every write makes."""
-    header = f"{change.kind} {change.namespace}/{change.name}"
-    return {"before": _text(change.before), "after": _text(change.after), "before_header": header, "after_header": header}
-
-
-def _text(obj: Mapping[str, Any] | None) -> str:
-    if obj is None:
-        return ""
-    noise = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp")
-    hidden = ("status", "metadata", *(("data", "stringData") if obj.get("kind") == "Secret" else ()))
-    shown = {k: v for k, v in obj.items() if k not in hidden}
-    metadata = {k: v for k, v in obj["metadata"].items() if k not in noise}
-    return yaml.safe_dump({"apiVersion": shown.pop("apiVersion", None), "kind": shown.pop("kind", None), "metadata": metadata, **shown}, sort_keys=False)

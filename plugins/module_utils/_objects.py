@@ -16,20 +16,17 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import (
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import (
     DEFAULT_POLICY,
     EVERYTHING_SCOPE,
-    HOSTS_ANNOTATION,
-    IP_DOMAIN,
     KNOWN_SCOPE,
-    MANAGED_BY,
     MANAGED_BY_LABEL,
-    MAX_HOSTS,
     POLICY_LABEL,
     SCOPE_LABEL,
-    HostEntry,
-    Port,
+    policy_labels,
+    policy_of,
 )
+from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HOSTS_ANNOTATION, IP_DOMAIN, MAX_HOSTS, HostEntry, Port
 
 NETWORKING = "networking.istio.io/v1"
 
@@ -37,45 +34,6 @@ Object = dict[str, Any]
 
 
 # -- ours and not ours --------------------------------------------------------------------------------------------------------------
-
-
-def policy_of(obj: Mapping[str, Any]) -> str | None:
-    """The policy name on an object that this collection made, else None; ``NAME.SCOPE`` where a policy keeps several sets of objects."""
-    labels = obj["metadata"].get("labels") or {}
-    if labels.get(MANAGED_BY_LABEL) != MANAGED_BY:
-        return None
-    marks = marks_of(obj)
-    return ".".join(marks[name] for name in (POLICY_LABEL, SCOPE_LABEL) if name in marks) if POLICY_LABEL in marks else None
-
-
-def id_of(obj: Mapping[str, Any]) -> tuple[str, str, str]:
-    """(kind, namespace, name), which tells objects of a cluster apart."""
-    return obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]
-
-
-def marks_of(obj: Mapping[str, Any]) -> dict[str, str]:
-    """What labels and annotations say, as one: ServiceEntries beside a gateway have as annotations what others have as labels, see `service_entries`."""
-    return {**(obj["metadata"].get("annotations") or {}), **(obj["metadata"].get("labels") or {})}
-
-
-def policy_labels(policy: str | None) -> dict[str, str]:
-    """The labels of an object of a policy (as `policy_of` reads it), or (None) of one that policies share."""
-    name, _sep, scope = (policy or "").partition(".")
-    return {MANAGED_BY_LABEL: MANAGED_BY, **({POLICY_LABEL: name} if name else {}), **({SCOPE_LABEL: scope} if scope else {})}
-
-
-def owner_of(obj: Mapping[str, Any]) -> str:
-    """Who manages an object, in words for messages: ``policy "web"``, ``Helm release x``, the team of a label, or ``unknown owner``."""
-    metadata = obj["metadata"]
-    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
-    if policy_of(obj):
-        return f'policy "{policy_of(obj)}" of namespace {metadata["namespace"]}'
-    if annotations.get("meta.helm.sh/release-name"):
-        return f"Helm release {annotations['meta.helm.sh/release-name']}"
-    manager = labels.get(MANAGED_BY_LABEL) or next((labels[k] for k in ("owner", "team") if labels.get(k)), None)
-    if manager:
-        return f"owner: {manager}"
-    return "applied with kubectl" if "kubectl.kubernetes.io/last-applied-configuration" in annotations else "unknown owner"
 
 
 def same_object(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -17,13 +17,13 @@ from typing import Any
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import (
     Declared,
     Object,
-    policy_of,
     read_metadata,
     read_service_entry,
     same_object,
     service_entries,
     updated,
 )
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import policy_of
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HostEntry
 
 _SIGN = {"create": "+", "update": "~", "delete": "-"}

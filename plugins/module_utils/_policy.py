@@ -17,15 +17,6 @@ from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
 
-MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
-MANAGED_BY = "istio-egress"
-POLICY_LABEL = "istio-egress.meshops.io/policy"
-SCOPE_LABEL = "istio-egress.meshops.io/scope"
-DEFAULT_POLICY = "default"
-KNOWN_SCOPE = "known"
-"""Scope of the ServiceEntries that make hosts known to the clients of a gateway; the gateway's own have the clients' namespace as scope."""
-EVERYTHING_SCOPE = "everything"
-"""Scope of what sends all that is not the mesh's own to a gateway, at the clients."""
 HOSTS_ANNOTATION = "istio-egress.meshops.io/hosts"
 
 MAX_HOSTS = 256

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils import _evidence, _explain, _path, _traffic
+from ansible_collections.meshops.istio_egress.plugins.module_utils import _evidence, _explain, _path, _source, _traffic
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._inquiry import Inquiry
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import routers
@@ -36,7 +36,7 @@ Lines = dict[_traffic.Connection, _traffic.LogLine]
 class Prober:
     """Makes requests from one pod. Keeps what is worth a warning in `warnings`."""
 
-    def __init__(self, cluster: Cluster, inquiry: Inquiry, source: _traffic.Source, pod: Mapping[str, Any], timeout: int, insecure: bool) -> None:
+    def __init__(self, cluster: Cluster, inquiry: Inquiry, source: _source.Source, pod: Mapping[str, Any], timeout: int, insecure: bool) -> None:
         self._cluster, self._inquiry, self._source, self._pod = cluster, inquiry, source, pod
         self._timeout, self._insecure = timeout, insecure
         self._world: _explain.World | None = None
@@ -145,7 +145,7 @@ class Prober:
 
     def _log(self, namespace: str, pod: str, started: float) -> str | None:
         try:
-            return self._cluster.log(namespace, pod, _traffic.SIDECAR, since_seconds=int(time.monotonic() - started) + 2)
+            return self._cluster.log(namespace, pod, _source.SIDECAR, since_seconds=int(time.monotonic() - started) + 2)
         except ClusterError as error:
             if error.status != 403:
                 raise

@@ -16,9 +16,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._explain import SIDECAR, has_sidecar
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import MANAGED_BY, MANAGED_BY_LABEL
-from ansible_collections.meshops.istio_egress.plugins.module_utils._traffic import Source, TrafficError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._explain import has_sidecar
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import MANAGED_BY, MANAGED_BY_LABEL
+from ansible_collections.meshops.istio_egress.plugins.module_utils._source import SIDECAR, Source, SourceError
 
 CONTAINER = "check"
 LONGEST = 600
@@ -80,7 +80,7 @@ def has_client(cluster: Cluster, source: Source) -> bool:
 
 @contextmanager
 def stand_in(cluster: Cluster, pod: Mapping[str, Any], image: str, timeout: float, stranger: bool = False) -> Iterator[tuple[Source, dict[str, Any]]]:
-    """A short-lived pod for `pod`, running, gone afterwards whatever happens. Raises TrafficError when it does not start."""
+    """A short-lived pod for `pod`, running, gone afterwards whatever happens. Raises SourceError when it does not start."""
     token = secrets.token_hex(4)
     with ExitStack() as afterwards:
 
@@ -115,7 +115,7 @@ def _started(cluster: Cluster, made: Mapping[str, Any], timeout: float) -> tuple
             return Source(namespace, name, CONTAINER, has_sidecar(pod)), pod
         if time.monotonic() > deadline or status.get("phase") in ("Failed", "deleted"):
             waiting = [f"{n}: {c['state']['waiting'].get('reason')}" for n, c in states.items() if "waiting" in (c.get("state") or {})]
-            raise TrafficError(
+            raise SourceError(
                 f"The short-lived pod {namespace}/{name} did not start ({', '.join(waiting) or status.get('phase')}); it was removed.\n"
                 "Name an image with sh and curl that the node can pull in image, or a container of the workload that has curl."
             )

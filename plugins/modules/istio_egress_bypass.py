@@ -184,9 +184,10 @@ requests:
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _bypass, _control_plane
 from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import converge
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS, EgressModule
+from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Plan
 from ansible_collections.meshops.istio_egress.plugins.module_utils._rollouts import Onlooker
+from ansible_collections.meshops.istio_egress.plugins.module_utils._writing import WritingModule
 
 OPTIONS = {
     "namespace": {"type": "str"},
@@ -201,7 +202,7 @@ OPTIONS = {
 
 
 def main() -> None:
-    module = EgressModule(OPTIONS, required_together=[("namespace", "workload")])
+    module = WritingModule(OPTIONS, required_together=[("namespace", "workload")])
     params = module.params
     with module.errors_in_plain_words():
         given = _bypass.parse(params) if params["state"] == "present" else None
@@ -218,7 +219,7 @@ def main() -> None:
 class _Mesh:
     """The default for new pods: values of an injector that somebody installed."""
 
-    def __init__(self, module: EgressModule, given: dict | None) -> None:
+    def __init__(self, module: WritingModule, given: dict | None) -> None:
         self._params, self._given, self.cluster = module.params, given, module.cluster()
 
     def plan(self) -> Plan:
@@ -249,7 +250,7 @@ class _Mesh:
 class _Workload:
     """A workload: annotations in its pod template."""
 
-    def __init__(self, module: EgressModule, given: dict | None) -> None:
+    def __init__(self, module: WritingModule, given: dict | None) -> None:
         self._params, self._given, self._namespace = module.params, given, module.params["namespace"]
         self._kind, self._name = _bypass.parse_workload(self._params["workload"])
         self.cluster = module.cluster()

@@ -322,7 +322,7 @@ pod:
 import time
 from contextlib import ExitStack
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils import _derive, _explain, _path, _short_lived, _traffic
+from ansible_collections.meshops.istio_egress.plugins.module_utils import _derive, _explain, _path, _short_lived, _source, _traffic
 from ansible_collections.meshops.istio_egress.plugins.module_utils._inquiry import Inquiry
 from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, EgressModule
 from ansible_collections.meshops.istio_egress.plugins.module_utils._prober import Prober
@@ -345,7 +345,7 @@ OPTIONS = {
 }
 
 
-def derived(inquiry: Inquiry, source: _traffic.Source, pod: dict, others: bool) -> _derive.Derived:
+def derived(inquiry: Inquiry, source: _source.Source, pod: dict, others: bool) -> _derive.Derived:
     """The requests that prove what is declared, for the mode that the pod's sidecar has."""
     world = inquiry.world(source.namespace)
     nowhere = _path.Call(_path.TCP, "192.0.2.1", 9)  # an address that nobody has (RFC 5737), so the mode decides
@@ -379,13 +379,13 @@ def main() -> None:
         listed = None if params["requests"] is None else _traffic.parse_requests(params["requests"])
         cluster = module.cluster()
         inquiry = Inquiry(cluster, params["istio_namespace"])
-        source = _traffic.choose_source(inquiry.pods(namespace), namespace, params["workload"], params["container"])
+        source = _source.choose_source(inquiry.pods(namespace), namespace, params["workload"], params["container"])
         pod = next(p for p in inquiry.pods(namespace) if p["metadata"]["name"] == source.pod)
         made = _derive.Derived(listed) if listed else derived(inquiry, source, pod, params["refuse_others"])
         image = "" if module.check_mode else params["image"] or ""
         notes, warnings = list(made.notes), []
 
-        def answers(asker: tuple[_traffic.Source, dict], requests: tuple[_traffic.Request, ...]) -> list[dict]:
+        def answers(asker: tuple[_source.Source, dict], requests: tuple[_traffic.Request, ...]) -> list[dict]:
             prober = Prober(cluster, inquiry, *asker, params["timeout"], params["insecure"])
             rows = ask(prober, list(requests), params["retries"], params["delay"])
             warnings.extend(w for w in prober.warnings if w not in warnings)

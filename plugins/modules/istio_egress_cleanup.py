@@ -88,16 +88,17 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils import _clean
 from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import converge
 from ansible_collections.meshops.istio_egress.plugins.module_utils._bypass import Injection, Rollout
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS, EgressModule
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import MANAGED_BY, MANAGED_BY_LABEL
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Watcher
+from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import MANAGED_BY, MANAGED_BY_LABEL
 from ansible_collections.meshops.istio_egress.plugins.module_utils._rollouts import Onlooker
+from ansible_collections.meshops.istio_egress.plugins.module_utils._watcher import Watcher
+from ansible_collections.meshops.istio_egress.plugins.module_utils._writing import WritingModule
 
 OPTIONS = {"namespace": {"type": "str"}, "istio_namespace": ISTIO_OPTIONS["istio_namespace"], **WAIT_OPTIONS}
 
 
 def main() -> None:
-    module = EgressModule(OPTIONS)
+    module = WritingModule(OPTIONS)
     params = module.params
     with module.errors_in_plain_words():
         cluster, kept = module.cluster(), []

@@ -255,8 +255,9 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import
 from ansible_collections.meshops.istio_egress.plugins.module_utils._egress_gateways import find_gateways
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_credential import check_credentials
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_plan import plan_gateway
-from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS, EgressModule
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Watcher
+from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS
+from ansible_collections.meshops.istio_egress.plugins.module_utils._watcher import Watcher
+from ansible_collections.meshops.istio_egress.plugins.module_utils._writing import WritingModule
 
 OPTIONS = {
     "namespace": {"type": "str", "required": True},
@@ -279,7 +280,7 @@ OPTIONS = {
 
 
 def main() -> None:
-    module = EgressModule(OPTIONS, required_if=[("state", "present", ["hosts"])])
+    module = WritingModule(OPTIONS, required_if=[("state", "present", ["hosts"])])
     params, namespace = module.params, module.params["namespace"]
     with module.errors_in_plain_words():
         present = params["state"] == "present"

@@ -227,8 +227,9 @@ requests:
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _egress_gateways, _gateway, _gateway_workload
 from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import converge
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster
-from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS, EgressModule
+from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Plan
+from ansible_collections.meshops.istio_egress.plugins.module_utils._writing import WritingModule
 
 OPTIONS = {
     "namespace": {"type": "str"},
@@ -249,7 +250,7 @@ OPTIONS = {
 
 
 def main() -> None:
-    module = EgressModule(OPTIONS, mutually_exclusive=[("replicas", "autoscale")])
+    module = WritingModule(OPTIONS, mutually_exclusive=[("replicas", "autoscale")])
     with module.errors_in_plain_words():
         settings = _gateway_workload.parse(module.params)
         cluster = module.cluster()
@@ -269,7 +270,7 @@ def main() -> None:
 class _Present:
     """A gateway that is found, or else deployed."""
 
-    def __init__(self, module: EgressModule, cluster: Cluster, settings: _gateway_workload.Settings) -> None:
+    def __init__(self, module: WritingModule, cluster: Cluster, settings: _gateway_workload.Settings) -> None:
         self._module, self._cluster, self._settings = module, cluster, settings
         self._name, self._namespace = module.params["name"], module.params["namespace"]
         self._istio_namespace = module.params["istio_namespace"]
@@ -310,7 +311,7 @@ class _Present:
 class _Absent:
     """A gateway that was made here is removed, unless somebody goes through it."""
 
-    def __init__(self, module: EgressModule, cluster: Cluster) -> None:
+    def __init__(self, module: WritingModule, cluster: Cluster) -> None:
         self._module, self._cluster = module, cluster
 
     def plan(self) -> Plan:

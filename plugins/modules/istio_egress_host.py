@@ -215,8 +215,9 @@ from datetime import date
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _lint, _objects, _plan, _policy
 from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import converge
-from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS, EgressModule
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Watcher
+from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS
+from ansible_collections.meshops.istio_egress.plugins.module_utils._watcher import Watcher
+from ansible_collections.meshops.istio_egress.plugins.module_utils._writing import WritingModule
 
 OPTIONS = {
     "namespace": {"type": "str", "required": True},
@@ -231,7 +232,7 @@ OPTIONS = {
 
 
 def main() -> None:
-    module = EgressModule(OPTIONS, required_if=[("state", "present", ["hosts"])])
+    module = WritingModule(OPTIONS, required_if=[("state", "present", ["hosts"])])
     params, namespace = module.params, module.params["namespace"]
     with module.errors_in_plain_words():
         _policy.check_something_to_remove(params)

@@ -144,7 +144,8 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils import _contr
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._inquiry import Inquiry
 from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, EgressModule
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import PARALLEL, SAMPLE, Watcher, routers, sidecars
+from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import routers, sidecars
+from ansible_collections.meshops.istio_egress.plugins.module_utils._watcher import PARALLEL, SAMPLE, Watcher
 
 OPTIONS = {"namespace": {"type": "str"}, **ISTIO_OPTIONS}
 

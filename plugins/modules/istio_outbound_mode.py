@@ -179,9 +179,10 @@ requests:
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _control_plane, _meshconfig, _mode
 from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import converge
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS, EgressModule
+from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Plan, Wait
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Watcher
+from ansible_collections.meshops.istio_egress.plugins.module_utils._watcher import Watcher
+from ansible_collections.meshops.istio_egress.plugins.module_utils._writing import WritingModule
 
 OPTIONS = {
     "mode": {"type": "str", "choices": list(_meshconfig.MODES)},
@@ -195,7 +196,7 @@ OPTIONS = {
 
 
 def main() -> None:
-    module = EgressModule(OPTIONS, required_by={"selector": ["namespace"]})
+    module = WritingModule(OPTIONS, required_by={"selector": ["namespace"]})
     with module.errors_in_plain_words():
         cluster = module.cluster()
         result = _Namespace(module, cluster) if module.params["namespace"] else _Mesh(module, cluster)
@@ -214,7 +215,7 @@ def main() -> None:
 class _Mesh:
     """The whole mesh: a key in the ConfigMap of a control plane that somebody installed."""
 
-    def __init__(self, module: EgressModule, cluster: Cluster) -> None:
+    def __init__(self, module: WritingModule, cluster: Cluster) -> None:
         self._module, self._cluster, self._params = module, cluster, module.params
         if self._params["mode"] == _meshconfig.ALLOW_ANY_DYNAMIC_DNS:
             _mode.check_mode_name(self._params["mode"], False, _istiod_version(cluster, self._params))
@@ -243,7 +244,7 @@ class _Mesh:
 class _Namespace:
     """A namespace or a workload: a Sidecar resource."""
 
-    def __init__(self, module: EgressModule, cluster: Cluster) -> None:
+    def __init__(self, module: WritingModule, cluster: Cluster) -> None:
         self._cluster, self._params = cluster, module.params
         self._selector = {str(k): str(v) for k, v in (self._params["selector"] or {}).items()}
         _mode.check_mode_name(self._params["mode"], True, None)

@@ -9,16 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import (
-    Declared,
-    owner_of,
-    policy_of,
-    read_service_entry,
-    same_object,
-    service_entries,
-    updated,
-)
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HOSTS_ANNOTATION, MANAGED_BY_LABEL, POLICY_LABEL, parse_hosts
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Declared, read_service_entry, same_object, service_entries, updated
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import MANAGED_BY_LABEL, POLICY_LABEL, owner_of, policy_of
+from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HOSTS_ANNOTATION, parse_hosts
 from unit.tasks import Task, after, service_entry
 
 OURS = {"app.kubernetes.io/managed-by": "istio-egress", "istio-egress.meshops.io/policy": "default"}

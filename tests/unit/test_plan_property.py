@@ -19,15 +19,9 @@ from hypothesis import strategies as st
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _objects
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import read_service_entry
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import MANAGED_BY_LABEL, POLICY_LABEL
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import (
-    HOSTS_ANNOTATION,
-    MANAGED_BY_LABEL,
-    POLICY_LABEL,
-    HostEntry,
-    PolicyError,
-    parse_hosts,
-)
+from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HOSTS_ANNOTATION, HostEntry, PolicyError, parse_hosts
 from unit.tasks import Object, Task, after, created, in_vain, service_entry, states, walk, written
 
 CAPACITY = 2

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import SAMPLE, Proxy, _sample, sidecars
+from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Proxy, sidecars
+from ansible_collections.meshops.istio_egress.plugins.module_utils._watcher import SAMPLE, _sample
 
 PROXY = {"name": "istio-proxy", "args": ["proxy", "sidecar", "--domain", "demo.svc.cluster.local"]}
 GATEWAY = {"name": "istio-proxy", "args": ["proxy", "router", "--domain", "demo.svc.cluster.local"]}

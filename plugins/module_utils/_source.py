@@ -1,0 +1,91 @@
+# Copyright: (c) 2026, meshops.istio_egress contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PRIVATE to this collection. The pod of a workload that makes requests, chosen among the pods of its namespace. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
+
+SIDECAR = "istio-proxy"
+
+
+class SourceError(EgressError):
+    """A workload that cannot make requests."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The pod that makes the requests. `sidecar` tells whether it has one."""
+
+    namespace: str
+    pod: str
+    container: str
+    sidecar: bool
+
+    def __str__(self) -> str:
+        return f"Container {self.container} of pod {self.namespace}/{self.pod}"
+
+
+def choose_source(pods: Sequence[Mapping[str, Any]], namespace: str, workload: str, container: str | None = None) -> Source:
+    """The newest running and ready pod of a workload.
+
+    `pods` are those of the namespace. `workload` is ``kind/name``, ``pod/name``, or a name, which means a Deployment. The owner is read from the pods
+    themselves (a Deployment's pods belong to the ReplicaSet ``name-<pod-template-hash>``), so no right to read workloads is needed.
+    Raises SourceError when there is none, or none that is ready, and when it has no such container.
+    """
+    kind, _sep, name = workload.strip().rpartition("/")
+    kind = (kind or "deployment").lower().split(".")[0]
+    kind = _KINDS.get(kind, kind)
+    if not name or "/" in kind:
+        raise SourceError(f'"{workload}" does not name a workload.\nWrite kind/name, such as deployment/sleep or pod/sleep-0.')
+    own = [pod for pod in pods if (kind, name) in _owners(pod)]
+    if not own:
+        others = sorted({"/".join(_owners(pod)[-1]) for pod in pods})
+        there = f"Pods there belong to {', '.join(others[:5])}{' and others' if len(others) > 5 else ''}" if others else "There is no pod at all"
+        raise SourceError(f"{kind}/{name} has no pod in namespace {namespace}.\n{there}; correct workload or namespace, or give it a replica.")
+    ready = [pod for pod in own if _is_ready(pod)]
+    if not ready:
+        pod = own[0]
+        state = "is being deleted" if pod["metadata"].get("deletionTimestamp") else f"is {(pod.get('status') or {}).get('phase')}, not ready"
+        raise SourceError(
+            f"None of the {len(own)} pods of {kind}/{name} in namespace {namespace} is ready: {pod['metadata']['name']} {state}.\n"
+            f"Look at kubectl describe pod -n {namespace} {pod['metadata']['name']}, and run the task again when it is ready."
+        )
+    chosen = max(ready, key=lambda p: (p["metadata"].get("creationTimestamp") or "", p["metadata"]["name"]))
+    pod, spec = chosen["metadata"]["name"], chosen["spec"]
+    containers = [c["name"] for c in spec["containers"]]
+    container = container or next((name for name in containers if name != SIDECAR), "")
+    if container not in containers:
+        raise SourceError(f'Pod {namespace}/{pod} has no container "{container}".\nIt has {", ".join(containers)}; name one that has curl.')
+    native = [c["name"] for c in spec.get("initContainers") or ()]  # a native sidecar is an init container that stays
+    return Source(namespace, pod, container, SIDECAR in containers + native)
+
+
+_KINDS = {
+    "deploy": "deployment", "deployments": "deployment", "sts": "statefulset", "statefulsets": "statefulset", "ds": "daemonset",
+    "daemonsets": "daemonset", "rs": "replicaset", "replicasets": "replicaset", "jobs": "job", "po": "pod", "pods": "pod",
+}  # fmt: skip
+"""Short and plural names as kubectl has them."""
+
+
+def _owners(pod: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(kind, name) of the pod itself and of what it belongs to, the workload last."""
+    metadata = pod["metadata"]
+    owners = [("pod", metadata["name"])]
+    for owner in metadata.get("ownerReferences") or ():
+        owners.append((owner["kind"].lower(), owner["name"]))
+        template = (metadata.get("labels") or {}).get("pod-template-hash")
+        if owner["kind"] == "ReplicaSet" and template and owner["name"].endswith(f"-{template}"):
+            owners.append(("deployment", owner["name"].removesuffix(f"-{template}")))
+    return owners
+
+
+def _is_ready(pod: Mapping[str, Any]) -> bool:
+    status = pod.get("status") or {}
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or ())
+    return status.get("phase") == "Running" and ready and not pod["metadata"].get("deletionTimestamp")
