@@ -90,7 +90,7 @@ def test_a_second_run_finds_it_and_changes_nothing(deployed, place, run_module):
 
 def test_plain_tcp_gets_a_port_of_its_own(through, deployed, place, run_module, cluster):
     address = through.curl(f"https://{TLS}/").address
-    entry = {"host": "db.example.com", "ports": ["tcp/5432"], "addresses": [address]}
+    entry = {"host": "store.example.com", "ports": ["tcp/5432"], "addresses": [address]}
     by_hop = {"namespace": through.namespace, "policy": "tcp", "hosts": [entry], "hop": "plain"}
     refused = run_module(GATEWAY, fails=True, **by_hop)
     assert "has no port 5432" in refused.msg and "{name: tcp-5432, port: 5432, targetPort: 5432}" in refused.msg
