@@ -77,7 +77,7 @@ docs: setup ## the site of the documentation, below tests/output (about 15 s)
 release: setup mesh-up ## the artifact: built, judged by galaxy-importer, installed into an empty venv, demo run from there (about 3 min; RELEASE=--every for all playbooks, twice, and cleanup: 15 min)
 	@$(on_mesh) python tests/tooling/release.py $(RELEASE)
 
-proof: setup mesh-up ## what explain says beside what requests do, under 300 random configurations (about 20 min)
+proof: setup mesh-up ## what explain says beside what requests do, under 300 random configurations (about 15 min)
 	@$(on_mesh) python tests/proof/prove.py $(PROOF)
 
 matrix: setup ## unit tests and sanity on each supported Python, kubernetes client and ansible-core found here (about 20 min)
