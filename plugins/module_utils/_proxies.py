@@ -15,6 +15,8 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster impo
 CONTAINER = "istio-proxy"
 ANSWERS = 3
 """How often a proxy is asked whose answers break off."""
+
+
 @dataclass(frozen=True)
 class Proxy:
     """A sidecar: the pod that it is in, and the control plane revision that it belongs to."""
