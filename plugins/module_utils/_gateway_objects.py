@@ -27,7 +27,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway impo
     digest,
 )
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import NETWORKING, Declared, Object, stem
-from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import EVERYTHING_SCOPE, MANAGED_BY, MANAGED_BY_LABEL, policy_labels
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import EVERYTHING_SCOPE, is_ours, policy_labels
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HTTP_PROTOCOLS, TLS_PROTOCOLS, HostEntry, Port
 
 SECURITY = "security.istio.io/v1"
@@ -299,8 +299,7 @@ def _shared(kind: str, namespace: str, name: str, spec: Object, gateway: Gateway
 
 def shared_for(obj: Mapping[str, Any]) -> str | None:
     """The gateway (namespace/service) of an object that policies share; None for any other object."""
-    metadata = obj["metadata"]
-    return (metadata.get("annotations") or {}).get(GATEWAY_ANNOTATION) if (metadata.get("labels") or {}).get(MANAGED_BY_LABEL) == MANAGED_BY else None
+    return (obj["metadata"].get("annotations") or {}).get(GATEWAY_ANNOTATION) if is_ours(obj) else None
 
 
 def short(name: str) -> str:

@@ -40,9 +40,8 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._objects impo
 from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import (
     EVERYTHING_SCOPE,
     KNOWN_SCOPE,
-    MANAGED_BY,
-    MANAGED_BY_LABEL,
     id_of,
+    is_ours,
     policy_of,
 )
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait, host_changes
@@ -362,7 +361,7 @@ def _changes(live: Mapping[str, list[Object]], wanted: Iterable[Object], delete:
         old = known.get(key)
         if old is None:
             result.append(Change(None, obj, _note(obj)))
-        elif (old["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) != MANAGED_BY:
+        elif not is_ours(old):
             raise GatewayError(
                 f"{key[0]} {key[1]}/{key[2]} exists and is not made by this collection, but the gateway needs an object of that name.\n"
                 "Rename or remove it; nothing was written."

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from ansible_collections.meshops.istio_egress.plugins.module_utils import _ownership
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway import HTTP_PORT, TLS_PORT, GatewayError, Route
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Object
 from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import MANAGED_BY, MANAGED_BY_LABEL, owner_of
@@ -92,8 +93,8 @@ class Found:
 
 
 def is_ours(obj: Mapping[str, Any]) -> bool:
-    labels = obj["metadata"].get("labels") or {}
-    return labels.get(MANAGED_BY_LABEL) == MANAGED_BY and GATEWAY_LABEL in labels
+    """Whether istio_egress_gateway_deploy made the object."""
+    return _ownership.is_ours(obj) and GATEWAY_LABEL in obj["metadata"]["labels"]
 
 
 def installed_by(service: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _meshconfig, _sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import NETWORKING, Object, annotate, at_version, same_object, updated
-from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import MANAGED_BY, MANAGED_BY_LABEL
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import is_ours, policy_labels
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait
 
 BEFORE_ANNOTATION = "istio-egress.meshops.io/mode-before"
@@ -164,7 +164,7 @@ def read_only(in_force: InForce | None, namespace: str, selector: Mapping[str, s
 
 
 def _set(live: Object | None, others: list[Object], namespace: str, selector: Mapping[str, str], mode: str, root_namespace: str) -> Change | None:
-    if live is None or _is_ours(live):
+    if live is None or is_ours(live):
         wanted = _sidecar(live, others, namespace, selector, mode, root_namespace)
         if live is None:
             return Change(None, wanted, f"mode {mode} for {_whom(namespace, selector)}")
@@ -180,7 +180,7 @@ def _set(live: Object | None, others: list[Object], namespace: str, selector: Ma
 def _undo(live: Object | None) -> Change | None:
     if live is None:
         return None
-    if _is_ours(live):
+    if is_ours(live):
         return Change(live, None, f"the mode of {_whom(live['metadata']['namespace'], _sidecars.selector_of(live))} is left to others again")
     record = _scope_record(live)
     if record is None:
@@ -217,13 +217,9 @@ def _sidecar(live: Object | None, others: Iterable[Mapping[str, Any]], namespace
     return {
         "apiVersion": NETWORKING,
         "kind": "Sidecar",
-        "metadata": {"name": name, "namespace": namespace, "labels": {MANAGED_BY_LABEL: MANAGED_BY}},
+        "metadata": {"name": name, "namespace": namespace, "labels": policy_labels(None)},
         "spec": spec,
     }
-
-
-def _is_ours(resource: Mapping[str, Any]) -> bool:
-    return (resource["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) == MANAGED_BY
 
 
 def _whom(namespace: str, selector: Mapping[str, str]) -> str:
