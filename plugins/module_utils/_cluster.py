@@ -163,7 +163,7 @@ class Cluster:
         try:
             return self._call("GET", "get", kind, namespace, name)
         except ClusterError as error:
-            if error.status == 404:
+            if error.is_gone:
                 return None
             raise
 
@@ -191,7 +191,7 @@ class Cluster:
         try:
             self._call("DELETE", "delete", *_where(obj), {"dryRun": "All"} if dry_run else {}, body)
         except ClusterError as error:
-            if error.status != 404:
+            if not error.is_gone:
                 raise
 
     # -- pods ---------------------------------------------------------------------------------------------------------------------

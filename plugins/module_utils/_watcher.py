@@ -229,7 +229,7 @@ class Watcher:
             try:
                 return self.read(proxy, clusters)
             except ClusterError as error:
-                if error.status == 404:
+                if error.is_gone:
                     return None
                 if error.status == 403:
                     raise

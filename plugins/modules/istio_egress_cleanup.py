@@ -126,7 +126,7 @@ def _list(cluster: Cluster, kind: str, params: dict) -> list:
     try:
         return cluster.list(kind, params["istio_namespace"] if kind == "ConfigMap" else None)
     except ClusterError as error:
-        if error.status == 404:
+        if error.is_gone:
             return []
         raise
 
