@@ -217,15 +217,18 @@ def test_source_in_a_namespace_of_somebody_else(runner: Runner, api: ApiServer, 
         assert f"Namespace {place} is not of this role and has no label istio-injection=enabled" in refused.text
         assert refused.writes == []
 
-        for injection, sidecars in (("label", 1), ("none", 0)):
-            run = runner.role(ROLE, test_source_namespace=place, test_source_injection=injection)
+        api.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "web", "namespace": place}})
+        for injection, account, sidecars in (("label", "web", 1), ("none", "default", 0)):
+            run = runner.role(ROLE, test_source_namespace=place, test_source_injection=injection, test_source_service_account=account)
             assert run.code == 0, run.text
             [pod] = [p["spec"] for p in cluster.list("Pod", place) if "deletionTimestamp" not in p["metadata"]]
+            assert pod["serviceAccountName"] == account
             assert [c["name"] for c in pod["containers"] + pod.get("initContainers", [])].count("istio-proxy") == sidecars
 
         gone = runner.role(ROLE, test_source_namespace=place, test_source_state="absent")
         assert gone.code == 0, gone.text
         assert api.list("Deployment", place) == []
+        assert api.read("ServiceAccount", place, "web")
         assert api.read("Namespace", None, place)["metadata"]["labels"] == theirs
     finally:
         api.delete("Namespace", None, place)
