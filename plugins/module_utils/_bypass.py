@@ -22,6 +22,7 @@ from typing import Any
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _values
 from ansible_collections.meshops.istio_egress.plugins.module_utils._control_plane import DEFAULT_REVISION, INJECTOR
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import INIT, VALIDATION, containers, has_proxy
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Object, annotate, at_version
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait
 
@@ -156,11 +157,10 @@ def of_pod(pod: Mapping[str, Any]) -> dict[str, str] | None:
 
     With Istio's CNI plugin the container only checks, and has the same arguments. Without such a container nothing is redirected.
     """
-    spec = pod["spec"]
-    containers = {c["name"]: c for c in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))}
-    if "istio-proxy" not in containers:
+    if not has_proxy(pod):
         return None
-    redirecting = containers.get("istio-init") or containers.get("istio-validation")
+    named = {container["name"]: container for container in containers(pod)}
+    redirecting = named.get(INIT) or named.get(VALIDATION)
     if redirecting is None:
         return {"include": "", "exclude": "", "exclude_ports": ""}
     arguments = redirecting.get("args") or []

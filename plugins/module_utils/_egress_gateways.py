@@ -12,7 +12,8 @@ from typing import Any
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _gateway_workload
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway import HTTP_PORT, TLS_PORT, Gateway, GatewayError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import CONTAINER, Proxy, routers
+from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import PROXY
+from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Proxy, routers
 from ansible_collections.meshops.istio_egress.plugins.module_utils._rollouts import unfinished, why
 
 PAUSE = 0.5
@@ -155,7 +156,7 @@ class ServiceWatcher:
 def _check_injected(pods: Iterable[Mapping[str, Any]], namespace: str) -> None:
     """Raises at once when nothing put a proxy into the pods, for that does not come by itself."""
     for pod in pods:
-        if any(c["name"] == CONTAINER and c.get("image") == "auto" for c in pod["spec"]["containers"]) and not pod["metadata"].get("deletionTimestamp"):
+        if any(c["name"] == PROXY and c.get("image") == "auto" for c in pod["spec"]["containers"]) and not pod["metadata"].get("deletionTimestamp"):
             raise GatewayError(
                 f"Pod {namespace}/{pod['metadata']['name']} got no proxy: no injector of Istio cares for namespace {namespace} with this revision.\n"
                 "Set revision to one that is installed, or take the label istio-injection=disabled off the namespace, then run the task again."

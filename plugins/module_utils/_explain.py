@@ -16,11 +16,11 @@ from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _path, _sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import INIT, PROXY, VALIDATION, containers, has_proxy
 from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import policy_of
 from ansible_collections.meshops.istio_egress.plugins.module_utils._path import Arrival, Call, Configuration, Passage
-from ansible_collections.meshops.istio_egress.plugins.module_utils._source import SIDECAR, Source, choose_source
+from ansible_collections.meshops.istio_egress.plugins.module_utils._source import Source, choose_source
 
-INIT = "istio-init"
 KINDS = ("ServiceEntry", "VirtualService", "DestinationRule", "Gateway", "Sidecar", "AuthorizationPolicy")
 """The objects that names and reasons come from."""
 PLAIN_PORTS = {80, 8080}
@@ -186,13 +186,7 @@ def picture(call: Call, explanation: Explanation) -> list[str]:
 
 def containers_of(pod: Mapping[str, Any]) -> list[str]:
     """The application's containers, those that run before the others last."""
-    spec = pod["spec"]
-    names = [c["name"] for c in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))]
-    return [name for name in names if name not in (SIDECAR, INIT, "istio-validation")]
-
-
-def has_sidecar(pod: Mapping[str, Any]) -> bool:
-    return any(c["name"] == SIDECAR for c in (*(pod["spec"].get("containers") or ()), *(pod["spec"].get("initContainers") or ())))
+    return [c["name"] for c in containers(pod) if c["name"] not in (PROXY, INIT, VALIDATION)]
 
 
 def around(pod: Mapping[str, Any], container: str, address: str | None, port: int) -> tuple[str, str]:
@@ -202,7 +196,7 @@ def around(pod: Mapping[str, Any], container: str, address: str | None, port: in
     from the annotations that the plugin reads.
     """
     spec, name = pod["spec"], f"Pod {pod['metadata']['namespace']}/{pod['metadata']['name']}"
-    if not has_sidecar(pod):
+    if not has_proxy(pod):
         if spec.get("hostNetwork"):
             return f"{name} uses the node's network (hostNetwork), and has no sidecar", ""
         label = (pod["metadata"].get("labels") or {}).get("sidecar.istio.io/inject")
@@ -211,9 +205,9 @@ def around(pod: Mapping[str, Any], container: str, address: str | None, port: in
     if container in order:
         if INIT in order and order.index(container) < order.index(INIT):
             return f"init container {container} runs before {INIT}, so nothing redirects it yet", ""
-        if SIDECAR not in order or order.index(container) < order.index(SIDECAR):
+        if PROXY not in order or order.index(container) < order.index(PROXY):
             return "", f"init container {container} is redirected to the sidecar, which does not run before the init containers are done"
-    own = next((c for c in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ())) if c["name"] == container), {})
+    own = next((c for c in containers(pod) if c["name"] == container), {})
     user = (own.get("securityContext") or {}).get("runAsUser", (spec.get("securityContext") or {}).get("runAsUser"))
     if user == 1337:
         return f"container {container} runs as user 1337, the sidecar's own, which is not redirected", ""
@@ -268,8 +262,8 @@ def _first(networks: Iterable[str], address: str) -> str | None:
 def identity(pod: Mapping[str, Any]) -> str:
     """The SPIFFE identity of a pod's proxy."""
     spec, domain = pod["spec"], "cluster.local"
-    for container in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ())):
-        if container["name"] == SIDECAR:
+    for container in containers(pod):
+        if container["name"] == PROXY:
             domain = next((e["value"] for e in container.get("env") or () if e["name"] == "TRUST_DOMAIN" and e.get("value")), domain)
     return f"spiffe://{domain}/ns/{pod['metadata']['namespace']}/sa/{spec.get('serviceAccountName') or 'default'}"
 
@@ -309,7 +303,7 @@ class _Walker:
             return Explanation("allowed", f"{why[0].upper()}{why[1:]}: no rule of the mesh applies.", (hop, end), fix, address=address or "")
         if dead:
             fix = (
-                "Give the sidecar a native one (restartPolicy Always, ENABLE_NATIVE_SIDECARS), or exclude the port with istio_egress_bypass for this workload."
+                "Give the sidecar a native one (restartPolicy Always, ENABLE_NATIVE_PROXYS), or exclude the port with istio_egress_bypass for this workload."
             )
             return Explanation("blocked", f"{dead[0].upper()}{dead[1:]}.", (Hop("pod", self.name, dead),), fix, "pod")
         if self.sidecar is None:

@@ -19,10 +19,11 @@ from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _ownership
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway import HTTP_PORT, TLS_PORT, GatewayError, Route
+from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import PROXY
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Object
 from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import MANAGED_BY, MANAGED_BY_LABEL, owner_of
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import CONTAINER, Proxy
+from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Proxy
 
 DEFAULT_NAME = "istio-egressgateway"
 GATEWAY_LABEL = "istio-egress.meshops.io/gateway"
@@ -118,7 +119,7 @@ def is_gateway_template(workload: Mapping[str, Any]) -> bool:
     template = workload["spec"]["template"]
     annotations = (template.get("metadata") or {}).get("annotations") or {}
     templates = re.split(r"[\s,]+", annotations.get("inject.istio.io/templates") or "")
-    return "gateway" in templates or any(c["name"] == CONTAINER and "router" in (c.get("args") or ()) for c in template["spec"].get("containers") or ())
+    return "gateway" in templates or any(c["name"] == PROXY and "router" in (c.get("args") or ()) for c in template["spec"].get("containers") or ())
 
 
 def find(services: Iterable[Object], deployments: Iterable[Object], proxies: Iterable[Proxy], virtual_services: Iterable[Mapping[str, Any]]) -> list[Found]:
@@ -362,7 +363,7 @@ def _deployment(
     name: str, selector: Mapping[str, str], labels: Mapping[str, str], ports: Sequence[Object], settings: Settings, before: Object | None
 ) -> Object:
     container: Object = {
-        "name": CONTAINER,
+        "name": PROXY,
         "image": "auto",  # the injector puts the proxy's in its place
         "env": [{"name": "EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "value": "true"}, {"name": "MINIMUM_DRAIN_DURATION", "value": MINIMUM_DRAIN}],
         "securityContext": {

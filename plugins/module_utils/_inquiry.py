@@ -17,7 +17,8 @@ from urllib.parse import quote
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _explain, _path
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import CONTAINER, ask_for, routers
+from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import INIT, PROXY, containers, has_proxy
+from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import ask_for, routers
 
 CLUSTERS, ENDPOINTS = "dynamic_active_clusters", "dynamic_endpoint_configs"
 
@@ -117,8 +118,8 @@ class Inquiry:
         if _path.is_address(host):
             return [host]
         places = [container] if container not in _inits(pod) else []
-        if _explain.has_sidecar(pod) and not _captures_dns(pod):
-            places.append(CONTAINER)
+        if has_proxy(pod) and not _captures_dns(pod):
+            places.append(PROXY)
         for place in places:
             for _attempt in range(LOOKUPS):
                 started = time.monotonic()
@@ -144,7 +145,6 @@ def _inits(pod: Mapping[str, Any]) -> list[str]:
 
 def _captures_dns(pod: Mapping[str, Any]) -> bool:
     """Whether DNS questions of the pod go to the proxy: seen in what its redirection was told."""
-    init = next((c for c in pod["spec"].get("initContainers") or () if c["name"] == _explain.INIT), {})
-    every = [*(pod["spec"].get("containers") or ()), *(pod["spec"].get("initContainers") or ())]
-    env = {e["name"]: e.get("value") for c in every if c["name"] in (CONTAINER, _explain.INIT) for e in c.get("env") or ()}
+    init = next((c for c in pod["spec"].get("initContainers") or () if c["name"] == INIT), {})
+    env = {e["name"]: e.get("value") for c in containers(pod) if c["name"] in (PROXY, INIT) for e in c.get("env") or ()}
     return env.get("ISTIO_META_DNS_CAPTURE") == "true" or any(a.startswith("--redirect-dns") for a in init.get("args") or ())

@@ -19,6 +19,7 @@ from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _evidence, _explain, _path, _source, _traffic
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import PROXY
 from ansible_collections.meshops.istio_egress.plugins.module_utils._inquiry import Inquiry
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import routers
 
@@ -145,7 +146,7 @@ class Prober:
 
     def _log(self, namespace: str, pod: str, started: float) -> str | None:
         try:
-            return self._cluster.log(namespace, pod, _source.SIDECAR, since_seconds=int(time.monotonic() - started) + 2)
+            return self._cluster.log(namespace, pod, PROXY, since_seconds=int(time.monotonic() - started) + 2)
         except ClusterError as error:
             if error.status != 403:
                 raise

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import PROXY, containers
 
-CONTAINER = "istio-proxy"
 ANSWERS = 3
 """How often a proxy is asked whose answers break off."""
 
@@ -43,15 +43,14 @@ def routers(pods: Iterable[Mapping[str, Any]]) -> list[Proxy]:
 
 def _proxies(pods: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Proxy, bool]]:
     for pod in pods:
-        metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status") or {}
+        metadata, status = pod["metadata"], pod.get("status") or {}
         if metadata.get("deletionTimestamp") or status.get("phase") in ("Succeeded", "Failed"):
             continue
-        containers = [*(spec.get("containers") or ()), *(spec.get("initContainers") or ())]  # a native sidecar is an init container
-        proxy = next((c for c in containers if c["name"] == CONTAINER), None)
+        proxy = next((c for c in containers(pod) if c["name"] == PROXY), None)
         if proxy is None:
             continue
         statuses = [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]
-        ready = any(s["name"] == CONTAINER and s.get("ready") for s in statuses)
+        ready = any(s["name"] == PROXY and s.get("ready") for s in statuses)
         found = Proxy(metadata["namespace"], metadata["name"], metadata.get("labels") or {}, _revision(metadata), ready)
         yield found, "router" in (proxy.get("args") or ())
 
@@ -66,7 +65,7 @@ def _revision(metadata: Mapping[str, Any]) -> str:
 
 def ask(cluster: Cluster, namespace: str, pod: str, path: str) -> str:
     """What the proxy of a pod answers to a GET of its admin interface. Raises ClusterError."""
-    code, out, err = cluster.exec(namespace, pod, CONTAINER, ["pilot-agent", "request", "GET", path])
+    code, out, err = cluster.exec(namespace, pod, PROXY, ["pilot-agent", "request", "GET", path])
     if code:
         raise ClusterError(0, f"exit {code}", err.strip() or out.strip(), "ask the proxy of", "Pod", namespace, pod)
     return out

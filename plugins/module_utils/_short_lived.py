@@ -16,9 +16,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._explain import has_sidecar
+from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import PROXY, has_proxy
 from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import MANAGED_BY, MANAGED_BY_LABEL
-from ansible_collections.meshops.istio_egress.plugins.module_utils._source import SIDECAR, Source, SourceError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._source import Source, SourceError
 
 CONTAINER = "check"
 LONGEST = 600
@@ -111,8 +111,8 @@ def _started(cluster: Cluster, made: Mapping[str, Any], timeout: float) -> tuple
         status = pod["status"]
         states = {c["name"]: c for c in (*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ()))}
         running = "running" in (states.get(CONTAINER, {}).get("state") or {})
-        if running and (SIDECAR not in states or states[SIDECAR].get("ready")):
-            return Source(namespace, name, CONTAINER, has_sidecar(pod)), pod
+        if running and (PROXY not in states or states[PROXY].get("ready")):
+            return Source(namespace, name, CONTAINER, has_proxy(pod)), pod
         if time.monotonic() > deadline or status.get("phase") in ("Failed", "deleted"):
             waiting = [f"{n}: {c['state']['waiting'].get('reason')}" for n, c in states.items() if "waiting" in (c.get("state") or {})]
             raise SourceError(

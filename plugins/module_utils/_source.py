@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
-
-SIDECAR = "istio-proxy"
+from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import PROXY, has_proxy
 
 
 class SourceError(EgressError):
@@ -57,13 +56,12 @@ def choose_source(pods: Sequence[Mapping[str, Any]], namespace: str, workload: s
             f"Look at kubectl describe pod -n {namespace} {pod['metadata']['name']}, and run the task again when it is ready."
         )
     chosen = max(ready, key=lambda p: (p["metadata"].get("creationTimestamp") or "", p["metadata"]["name"]))
-    pod, spec = chosen["metadata"]["name"], chosen["spec"]
-    containers = [c["name"] for c in spec["containers"]]
-    container = container or next((name for name in containers if name != SIDECAR), "")
+    pod = chosen["metadata"]["name"]
+    containers = [c["name"] for c in chosen["spec"]["containers"]]
+    container = container or next((name for name in containers if name != PROXY), "")
     if container not in containers:
         raise SourceError(f'Pod {namespace}/{pod} has no container "{container}".\nIt has {", ".join(containers)}; name one that has curl.')
-    native = [c["name"] for c in spec.get("initContainers") or ()]  # a native sidecar is an init container that stays
-    return Source(namespace, pod, container, SIDECAR in containers + native)
+    return Source(namespace, pod, container, has_proxy(chosen))
 
 
 _KINDS = {
