@@ -15,7 +15,8 @@ LANES ?= 3
 USER_CLUSTER := $(KUBECONFIG)
 MESH := tests/cluster/mesh
 in_tree = export ANSIBLE_COLLECTIONS_PATH="$$(python tests/tooling/tree.py)";
-mesh_tests = pytest -o cache_dir=tests/output/pytest tests/mesh --ignore tests/mesh/test_examples.py
+whole_mesh = tests/mesh/test_whole_mesh.py
+mesh_tests = pytest -o cache_dir=tests/output/pytest tests/mesh --ignore tests/mesh/test_examples.py --ignore $(whole_mesh)
 on_mesh = $(in_tree) $(if $(USER_CLUSTER),,export KUBECONFIG="$$($(MESH) kubeconfig)";)
 
 .PHONY: help setup demo test lint unit sanity api mesh mesh-up examples cluster molecule docs release proof matrix bench bench-hosts bench-gateways clean
@@ -50,10 +51,11 @@ api: setup ## tests against a real API server, without proxies
 	@$(MESH) up --api-only --name api
 	@KUBECONFIG="$$($(MESH) kubeconfig --name api)" pytest tests/api
 
-# Three tests at a time keep two cores busy. What fails beside others is asked once more with the mesh to itself, and only that answer counts.
+# First what changes the whole mesh. Then three tests at a time, which keeps two cores busy; what fails beside others is asked once more with the mesh to
+# itself, and only that answer counts.
 mesh: setup mesh-up ## tests against real proxies (about 13 min; LANES=0 for one at a time, about 25)
 	@echo "mesh: pytest tests/mesh against $(or $(USER_CLUSTER),the mesh of this machine)"
-	@$(on_mesh) $(mesh_tests) --numprocesses $(LANES) --dist loadscope --no-loadscope-reorder --durations 12 || \
+	@$(on_mesh) pytest $(whole_mesh); $(mesh_tests) --numprocesses $(LANES) --dist loadscope --no-loadscope-reorder --durations 12 || \
 		{ test $$? = 1; echo "mesh: once more, alone, what failed beside others"; $(mesh_tests) --last-failed --last-failed-no-failures none; }
 
 examples: setup mesh-up ## every example of modules and pages, as it is written (about 10 min)
