@@ -8,6 +8,7 @@ The audit log lies beside the kubeconfig, where the one-machine mesh writes it. 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import json
@@ -385,10 +386,9 @@ class _Forks:
 def serve() -> None:
     """Reads requests, one JSON object a line, and answers each with the output of a forked child that ran the module."""
     import ansible.module_utils.basic
-    from kubernetes import client
+    import kubernetes
 
-    # for the children; later releases of the client import a class when it is first looked at
-    _imported = (ansible.module_utils.basic, client.AppsV1Api, client.CoreV1Api, client.CustomObjectsApi)
+    _imported = (ansible.module_utils.basic, kubernetes)  # for the children
 
     for line in sys.stdin:
         request = json.loads(line)
@@ -404,7 +404,9 @@ def serve() -> None:
             for ours, standard in ((given, 0), (out, 1), (err, 2)):
                 os.dup2(ours, standard)
             signal.alarm(LONGEST_CALL)
-            sys.exit(_main(request))  # an ordinary end: the client of kubernetes takes its temporary files with it
+            code = _main(request)
+            atexit._run_exitfuncs()  # the client of kubernetes takes its temporary files with it
+            os._exit(code)  # without taking apart what was imported, which would cost ten times as much as most calls
         _pid, status = os.waitpid(child, 0)
         output = {name: _content(descriptor) for name, descriptor in (("out", out), ("err", err))}
         os.close(given)
