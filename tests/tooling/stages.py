@@ -1,6 +1,6 @@
 """Runs make targets: lanes side by side, the targets of a lane one after the other. Knows nothing of what they do.
 
-    stages.py lint,unit,mesh api        lint, unit, and mesh, and beside them api
+    stages.py lint,mesh unit,api        lint and then mesh, beside them unit and then api
 
 The first lane's output is seen as it comes, that of the others when they end. After a failure nothing more is begun, and each target says what it took.
 """
