@@ -33,7 +33,7 @@ demo: setup mesh-up ## one mesh, three playbooks, one table of real requests, an
 	@$(on_mesh) ansible-playbook meshops.istio_egress.demo -e egress_svg=$(CURDIR)/tests/output/demo.svg
 	@echo "demo: the requests after the entries, drawn: tests/output/demo.svg"
 
-test: setup ## lint, docs and mesh, beside them unit, api and sanity (about 13 min with the mesh built). Begins nothing after a failure
+test: setup ## lint, docs and mesh, beside them unit, api and sanity (12 to 16 min with the mesh built). Begins nothing after a failure
 	@python tests/tooling/stages.py lint,docs,mesh unit,api,sanity
 
 lint: setup ## ruff, yamllint, shellcheck, changelog, docs, ansible-lint (about 20 s)
@@ -46,14 +46,14 @@ unit: setup ## tests that need no cluster
 sanity: setup ## every test of ansible-test sanity (first time about 2 min, then 20 s, at once when nothing has changed)
 	@python tests/tooling/sanity.py
 
-api: setup ## tests against a real API server, without proxies
+api: setup ## tests against a real API server, without proxies (about 2 min)
 	@echo "api: API server alone, then pytest tests/api"
 	@$(MESH) up --api-only --name api
 	@KUBECONFIG="$$($(MESH) kubeconfig --name api)" pytest tests/api
 
 # First what changes the whole mesh. Then three tests at a time, which keeps two cores busy; what fails beside others is asked once more with the mesh to
 # itself, and only that answer counts.
-mesh: setup mesh-up ## tests against real proxies (about 13 min; LANES=0 for one at a time, about 25)
+mesh: setup mesh-up ## tests against real proxies (about 11 min; LANES=0 for one at a time, about 25)
 	@echo "mesh: pytest tests/mesh against $(or $(USER_CLUSTER),the mesh of this machine)"
 	@$(on_mesh) pytest $(whole_mesh); $(mesh_tests) --numprocesses $(LANES) --dist loadscope --no-loadscope-reorder --durations 12 || \
 		{ test $$? = 1; echo "mesh: once more, alone, what failed beside others"; $(mesh_tests) --last-failed --last-failed-no-failures none; }
