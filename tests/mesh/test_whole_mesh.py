@@ -9,8 +9,9 @@ CONFIG_MAP = ("ConfigMap", "istio-system", "istio")
 
 
 @pytest.fixture
-def mesh_text(own_mesh, api):
+def mesh_text(own_mesh, api, run_module):
     """`mesh_text()`: the text of the mesh config. It is put back afterwards, whatever came of the test."""
+    run_module(MODE, state="absent")  # a run that was killed may have left its own
     before = api.read(*CONFIG_MAP)["data"]["mesh"]
     yield lambda: api.read(*CONFIG_MAP)["data"]["mesh"]
     if api.read(*CONFIG_MAP)["data"]["mesh"] != before:
