@@ -33,8 +33,8 @@ demo: setup mesh-up ## one mesh, three playbooks, one table of real requests, an
 	@$(on_mesh) ansible-playbook meshops.istio_egress.demo -e egress_svg=$(CURDIR)/tests/output/demo.svg
 	@echo "demo: the requests after the entries, drawn: tests/output/demo.svg"
 
-test: setup ## lint, docs and mesh, beside them unit, api and sanity (12 to 16 min with the mesh built). Begins nothing after a failure
-	@python tests/tooling/stages.py lint,docs,mesh unit,api,sanity
+test: setup ## lint, docs and mesh, beside them unit, api, cluster and sanity (12 to 16 min with the mesh built). Begins nothing after a failure
+	@python tests/tooling/stages.py lint,docs,mesh unit,api,cluster,sanity
 
 lint: setup ## ruff, yamllint, shellcheck, changelog, docs, ansible-lint (about 20 s)
 	@$(in_tree) tests/tooling/lint
@@ -61,7 +61,7 @@ mesh: setup mesh-up ## tests against real proxies (about 11 min; LANES=0 for one
 examples: setup mesh-up ## every example of modules and pages, as it is written (about 10 min)
 	@$(on_mesh) pytest tests/mesh/test_examples.py
 
-cluster: setup ## tests of the one-machine mesh itself, as root (about 5 min)
+cluster: setup ## tests of the one-machine mesh itself, as root (about 3 min)
 	@$(MESH) build
 	@pytest tests/cluster
 
