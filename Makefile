@@ -34,7 +34,7 @@ demo: setup mesh-up ## one mesh, three playbooks, one table of real requests, an
 	@echo "demo: the requests after the entries, drawn: tests/output/demo.svg"
 
 test: setup ## lint, docs and mesh, beside them unit, api, cluster and sanity (12 to 16 min with the mesh built). Begins nothing after a failure
-	@python tests/tooling/stages.py lint,docs,mesh unit,api,cluster,sanity
+	@python tests/tooling/stages.py lint,docs,mesh unit,api,$(if $(USER_CLUSTER),,cluster,)sanity
 
 lint: setup ## ruff, yamllint, shellcheck, changelog, docs, ansible-lint (about 20 s)
 	@$(in_tree) tests/tooling/lint
