@@ -61,9 +61,12 @@ mesh: setup mesh-up ## tests against real proxies (about 11 min; LANES=0 for one
 examples: setup mesh-up ## every example of modules and pages, as it is written (about 10 min)
 	@$(on_mesh) pytest tests/mesh/test_examples.py
 
-cluster: setup ## tests of the one-machine mesh itself, as root (about 3 min)
-	@$(MESH) build
-	@pytest tests/cluster
+# Beside others these tests cost minutes, so a state of tests/cluster that has passed is not asked again, unless FORCE=1.
+cluster: setup ## tests of the one-machine mesh itself, as root (about 3 min, at once when it is as it was when they passed)
+	@state="$$({ git ls-files --stage tests/cluster; git diff tests/cluster; } | sha256sum)"; passed="$(MESH_CACHE)/cluster-passed"; \
+	if [ "$(FORCE)" != 1 ] && [ "$$state" = "$$(cat "$$passed" 2>/dev/null)" ]; then \
+		echo "cluster: nothing in tests/cluster has changed since its tests passed (FORCE=1 runs them)"; \
+	else $(MESH) build; pytest tests/cluster; echo "$$state" > "$$passed"; fi
 
 mesh-up:
 ifeq ($(USER_CLUSTER),)
