@@ -303,7 +303,7 @@ class _Walker:
             return Explanation("allowed", f"{why[0].upper()}{why[1:]}: no rule of the mesh applies.", (hop, end), fix, address=address or "")
         if dead:
             fix = (
-                "Give the sidecar a native one (restartPolicy Always, ENABLE_NATIVE_PROXYS), or exclude the port with istio_egress_bypass for this workload."
+                "Give the sidecar a native one (restartPolicy Always, ENABLE_NATIVE_SIDECARS), or exclude the port with istio_egress_bypass for this workload."
             )
             return Explanation("blocked", f"{dead[0].upper()}{dead[1:]}.", (Hop("pod", self.name, dead),), fix, "pod")
         if self.sidecar is None:
