@@ -33,8 +33,8 @@ demo: setup mesh-up ## one mesh, three playbooks, one table of real requests, an
 	@$(on_mesh) ansible-playbook meshops.istio_egress.demo -e egress_svg=$(CURDIR)/tests/output/demo.svg
 	@echo "demo: the requests after the entries, drawn: tests/output/demo.svg"
 
-test: setup ## lint, docs and mesh, beside them unit, api, cluster and sanity (12 to 16 min with the mesh built). Begins nothing after a failure
-	@python tests/tooling/stages.py lint,docs,mesh unit,api,$(if $(USER_CLUSTER),,cluster,)sanity
+test: setup ## mesh, beside it lint, unit, api, docs, cluster and sanity (12 to 16 min with the mesh built). Begins nothing after a failure
+	@python tests/tooling/stages.py mesh lint,unit,api,docs,$(if $(USER_CLUSTER),,cluster,)sanity
 
 lint: setup ## ruff, yamllint, shellcheck, changelog, docs, ansible-lint (about 20 s)
 	@$(in_tree) tests/tooling/lint

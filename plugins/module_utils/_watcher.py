@@ -127,17 +127,12 @@ class Watcher:
         reasons = {**excused, **{p: "the pod is not ready" for p in proxies if not p.ready and p not in excused}}
         gone: set[Proxy] = set()
         while waiting:
-            seen = self._read_all(waiting, clusters)
+            seen = self._look(waiting, test, clusters)
             if seen is None:
                 self._report(proxies, dict.fromkeys(proxies, "not looked at: no right to create pods/exec"), 0, verified=False)
                 return 0.0
-            late = {}
-            for proxy, snapshot in seen.items():
-                reason = snapshot if isinstance(snapshot, str) else test(proxy, snapshot) if snapshot else ""
-                if snapshot is None:
-                    gone.add(proxy)
-                elif reason:
-                    late[proxy] = reason
+            gone |= {p for p, reason in seen.items() if reason is None}
+            late = {p: reason for p, reason in seen.items() if reason}
             waiting = list(late)
             if not waiting:
                 break
@@ -154,13 +149,9 @@ class Watcher:
         self._report([p for p in proxies if p not in gone], reasons, looked_at, verified=True)
         return round(time.monotonic() - start, 2)
 
-    def read(self, proxy: Proxy, clusters: bool = False) -> _envoy.Snapshot:
-        """The proxy's configuration now, with its warm clusters when asked for. Raises ClusterError where it cannot be read."""
-        configs: list[Any] = []
-        for resource in (*_envoy.RESOURCES, *([_envoy.CLUSTERS] if clusters else ())):
-            configs += ask_for(self._cluster, proxy.namespace, proxy.pod, f"config_dump?resource={resource}").get("configs") or []
-        warming = ask_for(self._cluster, proxy.namespace, proxy.pod, f"config_dump?resource={_envoy.WARMING}").get("configs") or []
-        return _envoy.read({"configs": configs, "warming": warming})
+    def read(self, proxy: Proxy) -> _envoy.Snapshot:
+        """The proxy's configuration now, but for clusters. Raises ClusterError where it cannot be read."""
+        return _envoy.read({"configs": self._configs(proxy, *_envoy.RESOURCES)})
 
     def concerned(self, namespaces: tuple[str, ...], gateways: bool = False) -> list[Proxy]:
         """The sidecars (or gateway proxies) of the namespaces (none: of the mesh); one list of pods per task."""
@@ -222,12 +213,17 @@ class Watcher:
             self.warnings.append(f"Sidecar {name} does not import {_few(hidden)} into the pods that it selects; add them to its egress.hosts.")
         return imported
 
-    def _read_all(self, proxies: list[Proxy], clusters: bool) -> dict[Proxy, _envoy.Snapshot | str | None] | None:
-        """Snapshot per proxy; None for one that is gone, a reason for one that cannot be read. None altogether without the right to look."""
+    def _look(self, proxies: list[Proxy], test: Test, clusters: bool) -> dict[Proxy, str | None] | None:
+        """Why each proxy does not follow: empty when it does, None when it is gone. None altogether without the right to look."""
+        resources = (*_envoy.RESOURCES, *([_envoy.CLUSTERS] if clusters else ()))
 
-        def one(proxy: Proxy) -> _envoy.Snapshot | str | None:
+        def one(proxy: Proxy) -> str | None:
             try:
-                return self.read(proxy, clusters)
+                configs = self._configs(proxy, *resources)
+                # What is late by all else is so without the clusters that are warming, and asking costs a process in the pod.
+                return test(proxy, _envoy.read({"configs": configs})) or test(
+                    proxy, _envoy.read({"configs": configs, "warming": self._configs(proxy, _envoy.WARMING)})
+                )
             except ClusterError as error:
                 if error.is_gone:
                     return None
@@ -245,6 +241,11 @@ class Watcher:
                     "whether they follow is not known."
                 )
             return None
+
+    def _configs(self, proxy: Proxy, *resources: str) -> list[Any]:
+        """Parts of the proxy's ``config_dump``, one after the other. Raises ClusterError."""
+        answers = [ask_for(self._cluster, proxy.namespace, proxy.pod, f"config_dump?resource={resource}") for resource in resources]
+        return [config for answer in answers for config in answer.get("configs") or ()]
 
     def _report(self, proxies: list[Proxy], reasons: Mapping[Proxy, str], looked_at: int, verified: bool) -> None:
         pending = [{"pod": str(p), "reason": reasons[p]} for p in proxies if p in reasons]

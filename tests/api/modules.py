@@ -282,7 +282,7 @@ def wait_until(holds: Callable[[], bool], what: str, seconds: float = 20) -> Non
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 class Relay:
