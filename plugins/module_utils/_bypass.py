@@ -21,7 +21,7 @@ from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _values
 from ansible_collections.meshops.istio_egress.plugins.module_utils._control_plane import DEFAULT_REVISION, INJECTOR
-from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError, few
 from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import INIT, VALIDATION, containers, has_proxy
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Object, annotate, at_version
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait
@@ -337,9 +337,8 @@ def addresses_of(services: Iterable[Mapping[str, Any]], pods: Iterable[Mapping[s
 
 
 def swallow_warning(lines: list[str]) -> str:
-    some = ", ".join(lines[:3]) + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")
     return (
-        f"The ranges lead parts of the cluster itself around the sidecar ({some}), which then have no mTLS, policy or telemetry of the mesh. "
+        f"The ranges lead parts of the cluster itself around the sidecar ({few(lines)}), which then have no mTLS, policy or telemetry of the mesh. "
         "Keep the ranges of the cluster's Services and pods in include, and out of exclude."
     )
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import few
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway import (
     HTTP_PORT,
     TLS_PORT,
@@ -374,7 +375,7 @@ def _changes(live: Mapping[str, list[Object]], wanted: Iterable[Object], delete:
 def _note(obj: Mapping[str, Any]) -> str:
     spec = obj["spec"]
     names = spec.get("hosts") or [s["name"] for s in spec.get("subsets") or ()] or [s["port"]["name"] for s in spec.get("servers") or ()]
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return few(names)
 
 
 def _apply_to(live: Mapping[str, list[Object]], changes: Iterable[Change]) -> dict[str, list[Object]]:

@@ -49,7 +49,7 @@ def overview(
     seen = list(seen)
     resource = _sidecars.effective(world.of("Sidecar"), namespace, {}, world.root_namespace)
     mode, source = _written(resource, mesh)
-    hosts = _hosts(namespace, world, resource)
+    hosts = hosts_of(namespace, world, resource)
     proxies = [_proxy(s, world, mesh) for s in seen if s.sidecar]
     findings = [
         *_of_proxies(namespace, seen, proxies),
@@ -102,7 +102,7 @@ def _proxy(seen: Seen, world: _explain.World, mesh: tuple[str, str] | None) -> d
     return {"pod": seen.pod["metadata"]["name"], "mode": seen.mode, "written": written, "source": source, "around": around, "unread": seen.unread or None}
 
 
-def _hosts(namespace: str, world: _explain.World, resource: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def hosts_of(namespace: str, world: _explain.World, resource: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """What the namespace may reach: hosts sent through gateways, then those of every entry that it sees, the collection's own first."""
     entries = [e for e in world.of("ServiceEntry") if e["spec"].get("hosts")]
     result = []

@@ -14,6 +14,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import few
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import (
     Declared,
     Object,
@@ -106,8 +107,8 @@ class Wait:
         parts += [f"have mode {self.mode}"] if self.mode else []
         parts += [f"route {_names(self.routes)}"] if self.routes else []
         parts += [f"no longer route {_names(self.not_routes)} as before"] if self.not_routes else []
-        parts += [f"have {_some(sorted(self.clusters))}"] if self.clusters else []
-        parts += [f"guard by {_some(sorted(name for name, _who in self.guards))}"] if self.guards else []
+        parts += [f"have {few(sorted(self.clusters))}"] if self.clusters else []
+        parts += [f"guard by {few(sorted(name for name, _who in self.guards))}"] if self.guards else []
         return f"  wait           {whose} {' and '.join(parts)}"
 
 
@@ -256,23 +257,19 @@ def _hosts_note(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) ->
     now = set(new["spec"].get("hosts") or []) if new else set()
     if not old or not new:
         hosts = sorted(was | now)
-        return f"{len(hosts)} host{'s' if len(hosts) != 1 else ''}: {_some(hosts)}"
-    parts = [f"{sign} {_some(sorted(hosts))}" for sign, hosts in (("+", now - was), ("-", was - now)) if hosts]
+        return f"{len(hosts)} host{'s' if len(hosts) != 1 else ''}: {few(hosts)}"
+    parts = [f"{sign} {few(sorted(hosts))}" for sign, hosts in (("+", now - was), ("-", was - now)) if hosts]
     if old["spec"].get("exportTo") != new["spec"].get("exportTo"):
         parts.append(f"exportTo {', '.join(new['spec'].get('exportTo') or ['*'])}")
     words = {"ports": "ports", "addresses": "addresses", "endpoints": "addresses"}
     differing = dict.fromkeys(word for key, word in words.items() if old["spec"].get(key) != new["spec"].get(key))
     if differing and was & now:
-        parts.append(f"{' and '.join(differing)} of {_some(sorted(was & now))}")
+        parts.append(f"{' and '.join(differing)} of {few(sorted(was & now))}")
     changed = [h for h in sorted(was & now) if read_metadata(old).get(h) != read_metadata(new).get(h)]
     if changed:
-        parts.append(f"metadata of {_some(changed)}")
+        parts.append(f"metadata of {few(changed)}")
     return ", ".join(parts) or "spec brought back to what is declared"
 
 
 def _names(destinations: Iterable[tuple[str, int, str]]) -> str:
-    return _some(sorted({f"{host}:{port}" for host, port, _protocol in destinations}))
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return few(sorted({f"{host}:{port}" for host, port, _protocol in destinations}))

@@ -30,29 +30,37 @@ class Source:
         return f"Container {self.container} of pod {self.namespace}/{self.pod}"
 
 
-def choose_source(pods: Sequence[Mapping[str, Any]], namespace: str, workload: str, container: str | None = None) -> Source:
-    """The newest running and ready pod of a workload.
+def pods_of(pods: Sequence[Mapping[str, Any]], namespace: str, workload: str) -> list[Mapping[str, Any]]:
+    """The pods of a workload among those of its namespace.
 
-    `pods` are those of the namespace. `workload` is ``kind/name``, ``pod/name``, or a name, which means a Deployment. The owner is read from the pods
-    themselves (a Deployment's pods belong to the ReplicaSet ``name-<pod-template-hash>``), so no right to read workloads is needed.
-    Raises SourceError when there is none, or none that is ready, and when it has no such container.
+    `workload` is ``kind/name``, ``pod/name``, or a name, which means a Deployment. The owner is read from the pods themselves (a Deployment's pods belong
+    to the ReplicaSet ``name-<pod-template-hash>``), so no right to read workloads is needed. Raises SourceError when there is none.
     """
     kind, _sep, name = workload.strip().rpartition("/")
     kind = (kind or "deployment").lower().split(".")[0]
     kind = _KINDS.get(kind, kind)
     if not name or "/" in kind:
         raise SourceError(f'"{workload}" does not name a workload.\nWrite kind/name, such as deployment/sleep or pod/sleep-0.')
-    own = [pod for pod in pods if (kind, name) in _owners(pod)]
+    own = [pod for pod in pods if (kind, name) in owners(pod)]
     if not own:
-        others = sorted({"/".join(_owners(pod)[-1]) for pod in pods})
+        others = sorted({"/".join(owners(pod)[-1]) for pod in pods})
         there = f"Pods there belong to {', '.join(others[:5])}{' and others' if len(others) > 5 else ''}" if others else "There is no pod at all"
         raise SourceError(f"{kind}/{name} has no pod in namespace {namespace}.\n{there}; correct workload or namespace, or give it a replica.")
+    return own
+
+
+def choose_source(pods: Sequence[Mapping[str, Any]], namespace: str, workload: str, container: str | None = None) -> Source:
+    """The newest running and ready pod of a workload (see `pods_of`).
+
+    Raises SourceError when there is none, or none that is ready, and when it has no such container.
+    """
+    own = pods_of(pods, namespace, workload)
     ready = [pod for pod in own if _is_ready(pod)]
     if not ready:
         pod = own[0]
         state = "is being deleted" if pod["metadata"].get("deletionTimestamp") else f"is {(pod.get('status') or {}).get('phase')}, not ready"
         raise SourceError(
-            f"None of the {len(own)} pods of {kind}/{name} in namespace {namespace} is ready: {pod['metadata']['name']} {state}.\n"
+            f"None of the {len(own)} pods of {workload.strip()} in namespace {namespace} is ready: {pod['metadata']['name']} {state}.\n"
             f"Look at kubectl describe pod -n {namespace} {pod['metadata']['name']}, and run the task again when it is ready."
         )
     chosen = max(ready, key=lambda p: (p["metadata"].get("creationTimestamp") or "", p["metadata"]["name"]))
@@ -71,16 +79,16 @@ _KINDS = {
 """Short and plural names as kubectl has them."""
 
 
-def _owners(pod: Mapping[str, Any]) -> list[tuple[str, str]]:
+def owners(pod: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(kind, name) of the pod itself and of what it belongs to, the workload last."""
     metadata = pod["metadata"]
-    owners = [("pod", metadata["name"])]
+    result = [("pod", metadata["name"])]
     for owner in metadata.get("ownerReferences") or ():
-        owners.append((owner["kind"].lower(), owner["name"]))
+        result.append((owner["kind"].lower(), owner["name"]))
         template = (metadata.get("labels") or {}).get("pod-template-hash")
         if owner["kind"] == "ReplicaSet" and template and owner["name"].endswith(f"-{template}"):
-            owners.append(("deployment", owner["name"].removesuffix(f"-{template}")))
-    return owners
+            result.append(("deployment", owner["name"].removesuffix(f"-{template}")))
+    return result
 
 
 def _is_ready(pod: Mapping[str, Any]) -> bool:

@@ -400,7 +400,8 @@ _OWN_ANSWERS = ("", "RBAC: access denied", "no healthy upstream", "upstream conn
 """How the bodies begin of answers that Envoy makes by itself."""
 _REFUSED = re.compile(r"refused|connect_error:_111", re.IGNORECASE)
 _NO_LINE = "no access log line (access logs off, or the request did not pass the sidecar)"
-_PASSTHROUGH = ("PassthroughCluster", "AllowAnyDynamicDNSCluster")
+PASSTHROUGH = ("PassthroughCluster", "AllowAnyDynamicDNSCluster")
+"""The sidecar's clusters for what nobody declares and the mode lets out."""
 
 
 def judge(request: Request, answer: Answer, line: LogLine | None, sidecar: bool) -> Verdict:
@@ -470,7 +471,7 @@ def _is_own_answer(answer: Answer) -> bool:
 
 
 def _via(request: Request, line: LogLine) -> str:
-    if line.cluster in _PASSTHROUGH:
+    if line.cluster in PASSTHROUGH:
         return "passthrough"
     if not line.host:
         return "unknown"

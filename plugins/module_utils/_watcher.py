@@ -15,7 +15,7 @@ from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _envoy, _sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError, few
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Wait
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Proxy, ask, ask_for, routers, sidecars
 
@@ -70,7 +70,7 @@ class Watcher:
             stray = sorted(d[:2] for d in wait.routes if not _goes(snapshot, d, wait.gateways))
             left += sorted(d[:2] for d in wait.not_routes if d[2] in snapshot.routes.get(d[:2], ()))
             return "; ".join(
-                f"{word} {_few(what)}" for word, what in (("does not have", [*missing, *cold]), ("does not route", stray), ("still has", left)) if what
+                f"{word} {_destinations(what)}" for word, what in (("does not have", [*missing, *cold]), ("does not route", stray), ("still has", left)) if what
             )
 
         seconds = self.wait(there, test, excused, bool(wait.clusters or wait.gateways))
@@ -210,7 +210,7 @@ class Watcher:
         hidden = sorted({d[0] for d in wait.present if d[:2] not in imported})
         if hidden:
             name = f"{resource['metadata']['namespace']}/{resource['metadata']['name']}"
-            self.warnings.append(f"Sidecar {name} does not import {_few(hidden)} into the pods that it selects; add them to its egress.hosts.")
+            self.warnings.append(f"Sidecar {name} does not import {few(hidden)} into the pods that it selects; add them to its egress.hosts.")
         return imported
 
     def _look(self, proxies: list[Proxy], test: Test, clusters: bool) -> dict[Proxy, str | None] | None:
@@ -266,6 +266,5 @@ def _goes(snapshot: _envoy.Snapshot, destination: tuple[str, int, str], among: b
     return destination[2] in clusters if among else clusters == {destination[2]}
 
 
-def _few(items: Iterable[Any], most: int = 3) -> str:
-    words = [f"{i[0]}:{i[1]}" if isinstance(i, tuple) else str(i) for i in items]
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+def _destinations(items: Iterable[Any]) -> str:
+    return few([f"{i[0]}:{i[1]}" if isinstance(i, tuple) else str(i) for i in items])

@@ -1,0 +1,100 @@
+"""The playbook lock_down on a workload that works: what it uses is learned while it does, and closing the namespace shuts it out of nothing, or is undone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from api.modules import ApiServer
+from mesh.conftest import StartWorkload, Workload
+from mesh.test_discover import discovered
+from mesh.test_playbooks import Runner, runner_for
+
+HTTPBIN, GOOGLE, OTHER = "http://httpbin.org/", "https://www.google.com/", "http://other.example.com/"
+LEARNED = [{"host": "httpbin.org", "ports": [80]}, {"host": "www.google.com", "ports": [443]}]
+
+
+@pytest.fixture(scope="module")
+def runner(kubeconfig: Path, api: ApiServer) -> Iterator[Runner]:
+    with runner_for("lock-down", kubeconfig, api) as runner:
+        api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": runner.namespace, "labels": {"istio-injection": "enabled"}}})
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def web(runner: Runner, start: StartWorkload, own_mesh) -> Workload:
+    return start(runner.namespace, "web")
+
+
+@contextmanager
+def at_work(workload: Workload, *urls: str, and_then: Callable[[], tuple[str, ...]] = tuple) -> Iterator[list[str]]:
+    """The workload asks for the URLs, and for what `and_then` says by then, twice a second or so. What came of each request."""
+    outcomes: list[str] = []
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.wait(0.3):
+            outcomes.extend(workload.curl(url).outcome for url in (*urls, *and_then()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield outcomes
+    finally:
+        done.set()
+        thread.join()
+
+
+def mode(api: ApiServer, namespace: str) -> str | None:
+    return next((o["spec"]["outboundTrafficPolicy"]["mode"] for o in api.list("Sidecar", namespace)), None)
+
+
+def declared(api: ApiServer, namespace: str) -> set[str]:
+    return {host for obj in api.list("ServiceEntry", namespace) for host in obj["spec"]["hosts"]}
+
+
+def test_an_address_without_a_name_stops_it_before_anything_is_written(runner: Runner, web: Workload, api: ApiServer, run_module) -> None:
+    web.curl(GOOGLE)
+    discovered(run_module, 1, namespace=runner.namespace)
+    run = runner.play("lock_down")
+    assert run.code != 0
+    assert "Used without a name" in run.text and "egress_learn_seconds=600" in run.text, run.text
+    assert (run.writes, mode(api, runner.namespace), declared(api, runner.namespace)) == ([], None, set())
+
+
+def test_what_is_learned_stays_open_and_the_rest_is_closed(runner: Runner, web: Workload, api: ApiServer, tmp_path: Path) -> None:
+    with at_work(web, HTTPBIN, GOOGLE) as outcomes:
+        run = runner.play("lock_down", egress_learn_seconds=5, egress_watch_seconds=4, egress_workload="deployment/web", egress_file=str(tmp_path / "learned"))
+    assert (run.code, run.results) == (0, {"hosts": LEARNED, "unused": []}), run.text
+    assert set(outcomes) == {"200"}, "closing it shut the workload out"
+    assert yaml.safe_load((tmp_path / "learned").read_text(encoding="utf-8")) == {"egress_hosts": LEARNED}
+    assert declared(api, runner.namespace) == {"httpbin.org", "www.google.com"}
+    assert mode(api, runner.namespace) == "REGISTRY_ONLY"
+    assert web.curl(OTHER).outcome == "502"
+
+    again = runner.play("lock_down", egress_watch_seconds=0)
+    assert (again.code, again.changed, again.writes, again.results["hosts"]) == (0, 0, [], []), again.text
+
+
+def test_undo_opens_it(runner: Runner, web: Workload, api: ApiServer) -> None:
+    run = runner.play("lock_down", egress_undo="yes")
+    assert run.code == 0, run.text
+    assert (mode(api, runner.namespace), declared(api, runner.namespace)) == (None, set())
+    assert web.curl(OTHER).outcome == "200"
+
+
+def test_a_refusal_while_it_watches_opens_it_again(runner: Runner, web: Workload, api: ApiServer) -> None:
+    def something_new() -> tuple[str, ...]:
+        return ("http://edition.cnn.com/politics",) if mode(api, runner.namespace) == "REGISTRY_ONLY" else ()
+
+    with at_work(web, HTTPBIN, and_then=something_new):
+        run = runner.play("lock_down", egress_watch_seconds=8, egress_accept_unnamed="true")
+    assert run.code != 0
+    assert "edition.cnn.com:80, HTTP" in run.text and "by deployment/web" in run.text and "as before" in run.text, run.text
+    assert mode(api, runner.namespace) is None
+    assert web.curl("http://edition.cnn.com/politics").outcome == "301"
