@@ -36,14 +36,14 @@ demo: setup mesh-up ## one mesh, three playbooks, one table of real requests, an
 test: setup ## mesh, beside it lint, unit, api, docs, cluster and sanity (12 to 16 min with the mesh built). Begins nothing after a failure
 	@python tests/tooling/stages.py mesh lint,unit,api,docs,$(if $(USER_CLUSTER),,cluster,)sanity
 
-lint: setup ## ruff, yamllint, shellcheck, changelog, docs, ansible-lint (about 20 s)
+lint: setup ## ruff, yamllint, shellcheck, changelog, docs, ansible-lint (about 1 min)
 	@$(in_tree) tests/tooling/lint
 
 unit: setup ## tests that need no cluster
 	@echo "unit: pytest tests/unit"
 	@pytest --numprocesses 2 tests/unit
 
-sanity: setup ## every test of ansible-test sanity (first time about 2 min, then 20 s, at once when nothing has changed)
+sanity: setup ## every test of ansible-test sanity (first time about 2 min, then 1, at once when nothing has changed)
 	@python tests/tooling/sanity.py
 
 api: setup ## tests against a real API server, without proxies (about 2 min)

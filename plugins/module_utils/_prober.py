@@ -25,8 +25,9 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies impo
 
 AT_ONCE = 10
 """Requests in flight, each in an exec of its own that makes one after the other. Each is a process in a container whose memory may be limited."""
-LOG_WAIT = 3.0
-"""Seconds after which a line that is not in a proxy's log is taken as missing. Istio's proxies write their buffer out every second."""
+LOG_WAIT = 5.0
+"""Seconds after which a line that is not in a proxy's log is taken as missing. Istio's proxies write their buffer out every second, and
+a busy node takes longer to hand it on."""
 CONNECT_WAIT = 11.0
 """The same for a request that curl gave up: a sidecar that is still connecting to the far end writes its line when its own time for that, 10 s, is over."""
 
