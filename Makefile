@@ -58,7 +58,7 @@ mesh: setup mesh-up ## tests against real proxies (about 11 min; LANES=0 for one
 	@$(on_mesh) pytest $(whole_mesh); $(mesh_tests) --numprocesses $(LANES) --dist loadscope --no-loadscope-reorder --durations 12 || \
 		{ test $$? = 1; echo "mesh: once more, alone, what failed beside others"; $(mesh_tests) --last-failed --last-failed-no-failures none; }
 
-examples: setup mesh-up ## every example of modules and pages, as it is written (about 10 min)
+examples: setup mesh-up ## every example of modules and pages, as it is written (about 5 min)
 	@$(on_mesh) pytest tests/mesh/test_examples.py
 
 # Beside others these tests cost minutes, so a state of tests/cluster that has passed is not asked again, unless FORCE=1.
@@ -73,7 +73,7 @@ ifeq ($(USER_CLUSTER),)
 	@$(MESH) up --istio
 endif
 
-molecule: setup mesh-up ## one scenario per role against real proxies (about 6 min; make molecule MOLECULE="test -s egress_host" for one)
+molecule: setup mesh-up ## one scenario per role against real proxies (about 5 min; make molecule MOLECULE="test -s egress_host" for one)
 	@$(on_mesh) molecule $(or $(MOLECULE),test --all)
 
 docs: setup ## the site of the documentation, below tests/output (about 15 s)

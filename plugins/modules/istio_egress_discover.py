@@ -70,12 +70,12 @@ EXAMPLES = r"""
     hosts: "{{ seen.hosts }}"
   when: seen.hosts | length > 0
 
-- name: Fail when the last hour has refusals, after the namespace was closed
+- name: Fail when a host that has to work was refused in the last hour, after the namespace was closed
   meshops.istio_egress.istio_egress_discover:
     namespace: demo
     since_seconds: 3600
   register: seen
-  failed_when: seen.refused | length > 0
+  failed_when: "'api.example.com' in seen.refused | map(attribute='host')"
 """
 
 RETURN = r"""
