@@ -21,10 +21,11 @@ from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _values
 from ansible_collections.meshops.istio_egress.plugins.module_utils._control_plane import DEFAULT_REVISION, INJECTOR
-from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError, few
+from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import INIT, VALIDATION, containers, has_proxy
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Object, annotate, at_version
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait
+from ansible_collections.meshops.istio_egress.plugins.module_utils._text import few
 
 BEFORE_ANNOTATION = "istio-egress.meshops.io/bypass-before"
 KINDS = {

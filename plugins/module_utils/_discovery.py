@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import few
 from ansible_collections.meshops.istio_egress.plugins.module_utils._path import is_address
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import PROTOCOL_BY_PORT, PolicyError, parse_hosts
+from ansible_collections.meshops.istio_egress.plugins.module_utils._text import aligned, few
 from ansible_collections.meshops.istio_egress.plugins.module_utils._traffic import PASSTHROUGH, LogLine
 
 DECLARED, PASSED, REFUSED = "declared", "passed", "refused"
@@ -163,8 +163,7 @@ def table(found: Discovery) -> list[str]:
         where = row["host"] or row["addresses"][0]
         where = f"[{where}]:{row['port']}" if ":" in where else f"{where}:{row['port']}"
         lines.append((where, row["protocol"], str(row["requests"]), ", ".join(row["outcomes"]), ", ".join(row["workloads"]), row["last"]))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
-    return ["  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]) for line in lines]
+    return aligned(lines)
 
 
 def warnings(namespace: str, pods: Iterable[str], bare: Iterable[str], silent: Mapping[str, bool | None]) -> list[str]:

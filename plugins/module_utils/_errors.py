@@ -1,11 +1,10 @@
 # Copyright: (c) 2026, meshops.istio_egress contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PRIVATE to this collection. The one class of errors that are shown to the user as they are, and lists as messages have them."""
+"""PRIVATE to this collection. The one class of errors that are shown to the user as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 
@@ -18,8 +17,3 @@ class EgressError(Exception):
     def __init__(self, message: str, result: dict[str, Any] | None = None) -> None:
         super().__init__(message)
         self.result = result or {}
-
-
-def few(names: Sequence[str], most: int = 4) -> str:
-    """The first of some names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

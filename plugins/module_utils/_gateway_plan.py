@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import few
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway import (
     HTTP_PORT,
     TLS_PORT,
@@ -47,6 +46,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership im
 )
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait, host_changes
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HTTP_PROTOCOLS, HostEntry, Port
+from ansible_collections.meshops.istio_egress.plugins.module_utils._text import few
 
 Live = Mapping[str, list[Object]]
 Steps = list[Change | Wait]

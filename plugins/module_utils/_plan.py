@@ -14,7 +14,6 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import few
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import (
     Declared,
     Object,
@@ -26,6 +25,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._objects impo
 )
 from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import policy_of
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HostEntry
+from ansible_collections.meshops.istio_egress.plugins.module_utils._text import few
 
 _SIGN = {"create": "+", "update": "~", "delete": "-"}
 

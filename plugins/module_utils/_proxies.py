@@ -41,6 +41,11 @@ def routers(pods: Iterable[Mapping[str, Any]]) -> list[Proxy]:
     return [proxy for proxy, router in _proxies(pods) if router]
 
 
+def workloads(pods: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The running pods among `pods` that are no gateways, with a sidecar or without."""
+    return [p for p in pods if (p.get("status") or {}).get("phase") == "Running" and not p["metadata"].get("deletionTimestamp") and not routers([p])]
+
+
 def _proxies(pods: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Proxy, bool]]:
     for pod in pods:
         metadata, status = pod["metadata"], pod.get("status") or {}

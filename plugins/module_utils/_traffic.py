@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._source import Source
+from ansible_collections.meshops.istio_egress.plugins.module_utils._text import aligned
 
 HOLD = 2
 """Seconds that a TCP connection is held open. What the mesh blocks, or the far end refuses, is closed long before."""
@@ -538,8 +539,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         seen = f"; the far end saw {r['seen_as']}" if r["seen_as"] else ""
         way = f"gateway {r['way']}" if r.get("way") not in (None, "direct", "gateway") else r["via"] or "-"
         lines.append((r["url"] + (" by proxy" if r.get("proxy") else ""), r["result"], verdict, expected, way, r["reason"] + seen))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
-    return ["  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]) for line in lines]
+    return aligned(lines)
 
 
 _BY = {

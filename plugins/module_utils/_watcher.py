@@ -15,9 +15,10 @@ from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _envoy, _sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError, few
+from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Wait
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Proxy, ask, ask_for, routers, sidecars
+from ansible_collections.meshops.istio_egress.plugins.module_utils._text import few
 
 PARALLEL = 8
 SAMPLE = 100

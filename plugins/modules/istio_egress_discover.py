@@ -171,7 +171,6 @@ table:
 """
 
 import json
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -179,7 +178,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils import _disco
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import PROXY
 from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, EgressModule
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import ask_for, routers, sidecars
+from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import ask_for, sidecars, workloads
 from ansible_collections.meshops.istio_egress.plugins.module_utils._traffic import parse_lines
 from ansible_collections.meshops.istio_egress.plugins.module_utils._watcher import PARALLEL
 
@@ -191,16 +190,12 @@ OPTIONS = {
 }
 
 
-def running(pods: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [p for p in pods if (p.get("status") or {}).get("phase") == "Running" and not p["metadata"].get("deletionTimestamp") and not routers([p])]
-
-
 def writes_access_log(cluster: Cluster, namespace: str, pod: str) -> bool | None:
     """Whether the listener that takes what nobody declares has an access log; None where that may not be seen."""
     try:
         return '"access_log"' in json.dumps(ask_for(cluster, namespace, pod, "config_dump?resource=dynamic_listeners&name_regex=^virtualOutbound$"))
     except ClusterError as error:
-        if error.status != 403:
+        if error.status != 403 and not error.is_gone:
             raise
         return None
 
@@ -230,22 +225,27 @@ def main() -> None:
             raise _source.SourceError(f"since_seconds is {params['since_seconds']}.\nUse 1 or more, or leave it out for all that the logs have.")
         cluster = module.cluster()
         pods = cluster.list("Pod", namespace)
-        pods = running(_source.pods_of(pods, namespace, params["workload"]) if params["workload"] else pods)
-        workloads = {p["metadata"]["name"]: "/".join(_source.owners(p)[-1]) for p in pods}
+        pods = workloads(_source.pods_of(pods, namespace, params["workload"]) if params["workload"] else pods)
+        owners = {p["metadata"]["name"]: "/".join(_source.owners(p)[-1]) for p in pods}
         proxies = [proxy.pod for proxy in sidecars(pods)]
 
-        def read(pod: str) -> _discovery.Log:
-            text = cluster.log(namespace, pod, PROXY, since_seconds=params["since_seconds"])
-            return _discovery.read(workloads[pod], parse_lines(text))
+        def read(pod: str) -> _discovery.Log | None:
+            try:
+                text = cluster.log(namespace, pod, PROXY, since_seconds=params["since_seconds"])
+            except ClusterError as error:
+                if not error.is_gone:  # the pod may end meanwhile
+                    raise
+                return None
+            return _discovery.read(owners[pod], parse_lines(text))
 
         with ThreadPoolExecutor(PARALLEL) as pool:
-            logs = dict(zip(proxies, pool.map(read, proxies), strict=True))
+            logs = {pod: log for pod, log in zip(proxies, pool.map(read, proxies), strict=True) if log}
             silent = [pod for pod, log in logs.items() if log.since is None]
             writes = dict(zip(silent, pool.map(lambda pod: writes_access_log(cluster, namespace, pod), silent), strict=True))
         seen = _discovery.joined(logs.values())
         unclear = any(use.outcomes != {_discovery.DECLARED} for use in seen.values())
         found = _discovery.discover(seen, declared(cluster, namespace, params["istio_namespace"]), inside(cluster, namespace) if unclear else {})
-        module.warn_all(_discovery.warnings(namespace, workloads, [name for name in workloads if name not in logs], writes))
+        module.warn_all(_discovery.warnings(namespace, owners, [name for name in owners if name not in proxies], writes))
         module.exit_json(
             changed=False,
             hosts=found.hosts,
@@ -253,7 +253,7 @@ def main() -> None:
             uses=found.rows,
             unnamed=found.unnamed,
             unused=found.unused,
-            pods=[{"pod": pod, "workload": workloads[pod], "since": log.since, "logs": writes.get(pod, True)} for pod, log in logs.items()],
+            pods=[{"pod": pod, "workload": owners[pod], "since": log.since, "logs": writes.get(pod, True)} for pod, log in logs.items()],
             table=_discovery.table(found),
         )
 

@@ -144,7 +144,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils import _contr
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._inquiry import Inquiry
 from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, EgressModule
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import routers, sidecars
+from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import sidecars, workloads
 from ansible_collections.meshops.istio_egress.plugins.module_utils._watcher import PARALLEL, SAMPLE, Watcher
 
 OPTIONS = {"namespace": {"type": "str"}, **ISTIO_OPTIONS}
@@ -152,7 +152,7 @@ OPTIONS = {"namespace": {"type": "str"}, **ISTIO_OPTIONS}
 
 def see(watcher: Watcher, pods: list[Mapping[str, Any]]) -> list[_info.Seen]:
     """The pods of a namespace that are workloads, with what their sidecars have."""
-    running = [p for p in pods if (p.get("status") or {}).get("phase") == "Running" and not p["metadata"].get("deletionTimestamp") and not routers([p])]
+    running = workloads(pods)
     proxies = {proxy.pod: proxy for proxy in sidecars(running)}
     step = max(1, -(-len(proxies) // SAMPLE))
     looked_at = set(list(proxies)[::step])

@@ -30,7 +30,8 @@ READY_WITHIN = 180
 
 LANES = (
     ("test_gateway_playbooks", "test_gateway", "test_gateway_no_lost_request", "test_cleanup"),  # share the mesh's own gateway, and hosts behind it
-    ("test_playbooks",), ("test_scenarios",), ("test_awx",), ("test_follow",), ("test_lock_down",), ("test_enforce",), ("test_check",),
+    ("test_playbooks",), ("test_scenarios",), ("test_awx",), ("test_lock_down",), ("test_follow",),
+    ("test_gateway_deploy",), ("test_no_lost_request",), ("test_drain",), ("test_enforce",),
 )  # fmt: skip
 """Files whose tests run one after the other in one process, `make mesh` has several; the longest first. A file that is not named is a lane of its own."""
 

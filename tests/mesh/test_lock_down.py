@@ -33,12 +33,12 @@ def web(runner: Runner, start: StartWorkload, own_mesh) -> Workload:
 
 @contextmanager
 def at_work(workload: Workload, *urls: str, and_then: Callable[[], tuple[str, ...]] = tuple) -> Iterator[list[str]]:
-    """The workload asks for the URLs, and for what `and_then` says by then, twice a second or so. What came of each request."""
+    """The workload asks for the URLs, and for what `and_then` says by then, again and again. What came of each request."""
     outcomes: list[str] = []
     done = threading.Event()
 
     def work() -> None:
-        while not done.wait(0.3):
+        while not done.wait(1):
             outcomes.extend(workload.curl(url).outcome for url in (*urls, *and_then()))
 
     thread = threading.Thread(target=work)
