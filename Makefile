@@ -19,7 +19,7 @@ whole_mesh = tests/mesh/test_whole_mesh.py
 mesh_tests = pytest -o cache_dir=tests/output/pytest tests/mesh --ignore tests/mesh/test_examples.py --ignore $(whole_mesh)
 on_mesh = $(in_tree) $(if $(USER_CLUSTER),,export KUBECONFIG="$$($(MESH) kubeconfig)";)
 
-.PHONY: help setup demo test lint unit sanity api mesh mesh-up examples cluster molecule docs release proof matrix bench bench-hosts bench-gateways clean
+.PHONY: help setup demo test lint unit sanity api mesh mesh-up examples cluster molecule docs artifact release proof matrix bench bench-hosts bench-gateways clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -33,8 +33,8 @@ demo: setup mesh-up ## one mesh, three playbooks, one table of real requests, an
 	@$(on_mesh) ansible-playbook meshops.istio_egress.demo -e egress_svg=$(CURDIR)/tests/output/demo.svg
 	@echo "demo: the requests after the entries, drawn: tests/output/demo.svg"
 
-test: setup ## mesh, beside it lint, unit, api, docs, cluster and sanity (12 to 16 min with the mesh built). Begins nothing after a failure
-	@python tests/tooling/stages.py mesh lint,unit,api,docs,$(if $(USER_CLUSTER),,cluster,)sanity
+test: setup ## mesh, beside it lint, unit, api, docs, artifact, cluster and sanity (12 to 16 min with the mesh built). Begins nothing after a failure
+	@python tests/tooling/stages.py mesh lint,unit,api,docs,artifact,$(if $(USER_CLUSTER),,cluster,)sanity
 
 lint: setup ## ruff, yamllint, shellcheck, changelog, docs, ansible-lint (about 1 min)
 	@$(in_tree) tests/tooling/lint
@@ -79,7 +79,10 @@ molecule: setup mesh-up ## one scenario per role against real proxies (about 5 m
 docs: setup ## the site of the documentation, below tests/output (about 15 s)
 	@$(in_tree) python tests/tooling/docs.py
 
-release: setup mesh-up ## the artifact: built, judged by galaxy-importer, installed into an empty venv, demo run from there (about 3 min; RELEASE=--every for all playbooks, twice, and cleanup: 15 min)
+artifact: setup ## what a user gets: built, looked into, judged by galaxy-importer (first time about 1 min, then half of it)
+	@python tests/tooling/artifact.py
+
+release: setup mesh-up ## the artifact, installed into an empty venv, demo run from there (about 3 min; RELEASE=--every for all playbooks, twice, and cleanup: 15 min)
 	@$(on_mesh) python tests/tooling/release.py $(RELEASE)
 
 proof: setup mesh-up ## what explain says beside what requests do, under 300 random configurations (about 15 min)

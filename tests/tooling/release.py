@@ -1,9 +1,9 @@
-"""Builds the artifact, looks at what is in it, lets Galaxy's importer judge it, installs it into an empty environment, and runs playbooks from there.
+"""Makes the artifact (`artifact`), installs it into an empty environment, and runs playbooks from there.
 
 The environment is what a user's execution environment would be: ansible-core, what meta/execution-environment.yml names, the artifact and nothing of the
 checkout. kubernetes.core is the one that `setup` fetched, since Galaxy is often out of reach. Playbooks run against KUBECONFIG, in namespaces of their own.
 
-    release.py                 builds, judges, installs, and runs the demo
+    release.py                 makes it, installs it, and runs the demo
     release.py --every         runs every playbook, twice, and cleanup, after which the cluster is what it was; then AWX's jobs
 """
 
@@ -13,32 +13,22 @@ import argparse
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
-import venv
 from pathlib import Path
 
 from kubernetes.config import new_client_from_config
 from kubernetes.dynamic import DynamicClient
 
+import artifact
 import tree
+from artifact import BIN, COLLECTION, environment, run
 
 sys.path.append(str(tree.CHECKOUT / "tests"))
 from cluster.onemachine import pki
 from cluster.onemachine.layout import Cache
 
-OUTPUT = tree.CHECKOUT / "tests" / "output" / "release"
-BIN = Path(sys.executable).parent
-COLLECTION = "meshops.istio_egress"
-MOST = 1_000_000
-"""Bytes of an artifact; what is bigger holds something that no user asked for."""
-FOR_USERS = {
-    "CHANGELOG.rst", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "FILES.json", "LICENSE", "MANIFEST.json", "README.md", "changelogs", "docs", "examples", "meta",
-    "playbooks", "plugins", "roles",
-}  # fmt: skip
 WATCHED = {
     "networking.istio.io/v1": ("ServiceEntry", "Sidecar", "Gateway", "DestinationRule", "VirtualService"),
     "security.istio.io/v1": ("AuthorizationPolicy",), "networking.k8s.io/v1": ("NetworkPolicy",), "apps/v1": ("Deployment",),
@@ -46,73 +36,22 @@ WATCHED = {
 }  # fmt: skip
 OF_THE_CLUSTER = {"control-plane.alpha.kubernetes.io/leader", "deployment.kubernetes.io/revision"}
 """Annotations that controllers write."""
-IMPORTER = "galaxy-importer>=0.4.30,<1"
 
 
 def say(text: str) -> None:
     print(f"release: {text}", flush=True)
 
 
-def run(*command: str | Path, **keywords: object) -> str:
-    """The output of a command; when it fails, ends here with that output."""
-    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **keywords)
-    if done.returncode != 0:
-        sys.exit(f"{done.stdout}\nrelease: {' '.join(map(str, command))} failed; its output is above.")
-    return done.stdout
-
-
-def build() -> Path:
-    shutil.rmtree(OUTPUT, ignore_errors=True)
-    run(BIN / "ansible-galaxy", "collection", "build", "--output-path", OUTPUT, tree.CHECKOUT)
-    [artifact] = OUTPUT.glob("*.tar.gz")
-    return artifact
-
-
-def look_into(artifact: Path) -> None:
-    """Everything in it is meant for users, and is in the repository: a build takes whatever lies in the directory."""
-    with tarfile.open(artifact) as archive:
-        held = {Path(member.name) for member in archive.getmembers() if member.isfile()}
-    tracked = {Path(name) for name in run("git", "ls-files", "-z", cwd=tree.CHECKOUT).split("\0") if name}
-    stray = sorted(str(path) for path in held if path.parts[0] not in FOR_USERS or path not in tracked | {Path("FILES.json"), Path("MANIFEST.json")})
-    if stray:
-        sys.exit(f"release: the artifact holds what is not for users or not in git: {', '.join(stray)}\nAdd it to build_ignore of galaxy.yml, or to git.")
-    if artifact.stat().st_size > MOST:
-        sys.exit(f"release: {artifact.name} has {artifact.stat().st_size:,} bytes, more than {MOST:,}; see what is in it with tar tzvf {artifact}")
-    say(f"{artifact.name}: {len(held)} files, {artifact.stat().st_size:,} bytes")
-
-
-def environment(place: Path, *requirements: str) -> Path:
-    """The programs of a new virtual environment."""
-    venv.create(place, with_pip=True)
-    run(place / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", *requirements)
-    return place / "bin"
-
-
-def judge(artifact: Path, place: Path) -> None:
-    """What Galaxy does with an upload, in an environment of its own: the importer pins old releases of what others use."""
-    programs = environment(place, IMPORTER)
-    # where Python looks for collections: the linter that the importer runs wants to see what the playbooks refer to, and gets no other path
-    [site] = (place / "lib").glob("python*/site-packages")
-    shutil.copytree(tree.FETCHED, site / "ansible_collections", dirs_exist_ok=True)
-    with tarfile.open(artifact) as archive:
-        archive.extractall(site / "ansible_collections" / COLLECTION.replace(".", "/"), filter="data")
-    variables = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
-    told = run(programs / "python", "-m", "galaxy_importer.main", artifact, env=variables, cwd=place)
-    if complaints := [line for line in told.splitlines() if re.match(r"(WARNING|ERROR)", line)]:
-        sys.exit("\n".join([*complaints, "release: this is what Galaxy would say to an upload; see above."]))
-    say("galaxy-importer has nothing to say")
-
-
-def install(artifact: Path, place: Path) -> dict[str, str]:
+def install(made: Path, place: Path) -> dict[str, str]:
     """The variables of a shell that has the artifact and not the checkout."""
     collections = place / "collections"
-    with tarfile.open(artifact) as archive:
+    with tarfile.open(made) as archive:
         needs = archive.extractfile("meta/ee-requirements.txt").read().decode()
     (place / "requirements.txt").write_text(needs, encoding="utf-8")
     programs = environment(place / "venv", "ansible-core>=2.18,<2.22", "--requirement", str(place / "requirements.txt"))
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PYTHON", "K8S_AUTH_"))}
     # without the path to the checkout, where the same version would count as installed
-    run(programs / "ansible-galaxy", "collection", "install", artifact, "--no-deps", "--collections-path", collections, cwd=place, env=kept)
+    run(programs / "ansible-galaxy", "collection", "install", made, "--no-deps", "--collections-path", collections, cwd=place, env=kept)
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     return {
         **kept, "PATH": path, "ANSIBLE_COLLECTIONS_PATH": f"{collections}{os.pathsep}{tree.FETCHED.parent}", "K8S_AUTH_KUBECONFIG": os.environ["KUBECONFIG"],
@@ -188,17 +127,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Builds and tries the artifact.")
     parser.add_argument("--every", action="store_true", help="run every playbook, not the demo alone")
     arguments = parser.parse_args()
-    artifact = build()
-    look_into(artifact)
+    made = artifact.make()
     with tempfile.TemporaryDirectory() as scratch:
-        judge(artifact, Path(scratch) / "importer")
         say("an empty virtual environment with ansible-core, the artifact and what it names")
-        variables = install(artifact, Path(scratch))
+        variables = install(made, Path(scratch))
         if arguments.every:
             every(variables, Path(scratch))
             jobs(variables)
         demo(variables)
-    say(f"good: {artifact}")
+    say(f"good: {made}")
     return 0
 
 
