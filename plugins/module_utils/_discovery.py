@@ -21,6 +21,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._traffic impo
 DECLARED, PASSED, REFUSED = "declared", "passed", "refused"
 """What the sidecar did: sent it to the host that an object declares, let it out although nobody declares it, or refused it."""
 NOBODYS = ".invalid"
+"""Below it no host can have a name (RFC 2606): who asks for one tries whether it is refused, or learns."""
 MOST_ADDRESSES = 5
 """Addresses of a host that a row shows."""
 
@@ -65,8 +66,8 @@ class Discovery:
 
 def outbound(line: LogLine) -> tuple[Destination, str, str] | None:
     """Where a line of a sidecar's log says that a request went, what came of it, and the host of the declaration; None for traffic inside the mesh."""
-    address, _colon, port = line.server.rpartition(":")
-    if not port.isdigit():
+    address, port = _server(line)
+    if not port:
         return None
     asked, protocol = (_host(line.authority), "HTTP") if line.request else (line.sni.lower(), "TLS")
     if line.cluster in PASSTHROUGH:
@@ -81,8 +82,8 @@ def outbound(line: LogLine) -> tuple[Destination, str, str] | None:
     else:
         return None
     if not asked:
-        return Destination("", int(port), "TLS" if int(port) == 443 else "TCP", address.strip("[]")), outcome, line.host
-    return Destination(asked, int(port), protocol if line.request or line.sni else "TCP"), outcome, line.host
+        return Destination("", port, "TLS" if port == 443 else "TCP", address), outcome, line.host
+    return Destination(asked, port, protocol if line.request or line.sni else "TCP"), outcome, line.host
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,7 @@ def read(workload: str, lines: Iterable[LogLine]) -> Log:
         since = min(since or line.start, line.start)
         if found := outbound(line):
             destination, outcome, entry = found
-            address = line.server.rpartition(":")[0].strip("[]")
-            once = Use(1, {workload}, {outcome}, {address}, {entry} - {""}, line.start, line.start)
+            once = Use(1, {workload}, {outcome}, {_server(line)[0]}, {entry} - {""}, line.start, line.start)
             _add(uses, destination, once)
     return Log(since, uses)
 
@@ -124,7 +124,7 @@ def _add(uses: dict[Destination, Use], destination: Destination, more: Use) -> N
 
 
 def discover(seen: Mapping[Destination, Use], declared: Iterable[Mapping[str, Any]], inside: Mapping[str, str]) -> Discovery:
-    """What the uses come to, beside the hosts that are `declared` for the namespace (rows of `_info.hosts`).
+    """What the uses come to, beside the hosts that are `declared` for the namespace (rows of `_info.hosts_of`).
 
     `inside` gives what has an address of the cluster, such as ``Pod demo/web-0``.
     """
@@ -187,6 +187,12 @@ def warnings(namespace: str, pods: Iterable[str], bare: Iterable[str], silent: M
 
 
 # -- inside -------------------------------------------------------------------------------------------------------------------------
+
+
+def _server(line: LogLine) -> tuple[str, int]:
+    """Address (IPv6 without brackets) and port that the workload dialled; port 0 where the line has none."""
+    address, _colon, port = line.server.rpartition(":")
+    return address.strip("[]"), int(port) if port.isdigit() else 0
 
 
 def _host(authority: str) -> str:
