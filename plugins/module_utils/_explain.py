@@ -127,6 +127,12 @@ def parse_call(host: str, port: int, protocol: str | None, path: str, address: s
     return Call(protocol or {80: _path.HTTP, 443: _path.TLS}.get(port, _path.TCP), host, port, path)
 
 
+def call_of(url: str, scheme: str, host: str, port: int) -> Call:
+    """What a client sends for a URL, on a connection of that scheme (http, https or tcp) to that host and port, which a proxy's may be."""
+    protocol = {"http": _path.HTTP, "https": _path.TLS, "tcp": _path.TCP}[scheme]
+    return Call(protocol, host.lower(), port, "/" + url.partition("://")[2].partition("/")[2])
+
+
 def choose_pod(pods: list[Mapping[str, Any]], namespace: str, workload: str, container: str | None) -> tuple[Source, Mapping[str, Any]]:
     """The pod that a workload's requests come from, as the check has it, and the container, which may be an init container."""
     source = choose_source(pods, namespace, workload)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils import _evidence, _explain, _path, _source, _traffic
+from ansible_collections.meshops.istio_egress.plugins.module_utils import _evidence, _explain, _source, _traffic
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import PROXY
 from ansible_collections.meshops.istio_egress.plugins.module_utils._inquiry import Inquiry
@@ -179,10 +179,7 @@ class Prober:
 
     def _told(self, request: _traffic.Request, answer: _traffic.Answer) -> _explain.Explanation | None:
         """What the proxies' configuration says of a request that no log line tells about."""
-        path = "/" + request.url.partition("://")[2].partition("/")[2]
-        scheme, host, port = request.target
-        protocol = {"http": _path.HTTP, "https": _path.TLS, "tcp": _path.TCP}[scheme]
-        call = _path.Call(protocol, host.lower(), port, path)
+        call = _explain.call_of(request.url, *request.target)
         address = answer.connection[1].rpartition(":")[0].strip("[]") if answer.connection else None
         try:
             self._world = self._world or self._inquiry.world(self._source.namespace)

@@ -81,7 +81,7 @@ def parse_requests(items: Iterable[Any]) -> tuple[Request, ...]:
         for entry in [{"url": url} for url in item.split()] if isinstance(item, str) else [item]:
             requests.append(_request(entry))
     if not requests:
-        raise TrafficError("There is no request to make.\nGive at least one URL in requests, such as http://httpbin.org/.")
+        raise TrafficError("There is no request to make.\nGive at least one URL, such as http://httpbin.org/.")
     return tuple(requests)
 
 

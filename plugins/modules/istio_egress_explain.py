@@ -32,15 +32,13 @@ options:
     type: str
   host:
     description:
-      - Host name or IP address that the workload asks for.
+      - Host name or IP address that the workload asks for. Give this or O(urls).
       - In the other modules O(host) is the API server. Here that is O(api_host).
     type: str
-    required: true
   port:
     description:
-      - Port that the workload dials.
+      - Port that the workload dials, V(443) by default.
     type: int
-    default: 443
   protocol:
     description:
       - What the workload sends. V(tls) is told apart by the server name in the handshake, V(tcp) by address and port alone.
@@ -49,13 +47,19 @@ options:
     choices: [http, tls, tcp]
   path:
     description:
-      - Path of an HTTP request, for routes and policies that look at it.
+      - Path of an HTTP request, for routes and policies that look at it; V(/) by default.
     type: str
-    default: /
   address:
     description:
       - Address that O(host) has for the workload. By default it is looked up in the workload's container.
     type: str
+  urls:
+    description:
+      - Many requests in one task, in place of O(host) and what goes with it, such as V(https://www.google.com/) or V(tcp://db.example.com:5432), as
+        M(meshops.istio_egress.istio_egress_check) takes them. What the requests have in common is read once.
+      - An item may hold several, separated by white space, such as the text of a survey.
+    type: list
+    elements: str
   api_host:
     description:
       - URL of the API server, such as V(https://api.example.com:6443), where it is not that of the kubeconfig.
@@ -90,6 +94,19 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     var: why.picture
 
+- name: Follow several requests at once
+  meshops.istio_egress.istio_egress_explain:
+    namespace: demo
+    urls:
+      - http://httpbin.org/headers
+      - https://www.google.com/
+  register: ways
+
+- name: Stop when one of them would not get out
+  ansible.builtin.assert:
+    that: ways.explanations | map(attribute='verdict') | unique == ['allowed']
+    fail_msg: "{{ ways.picture }}"
+
 - name: Stop when a host that must stay closed is open
   meshops.istio_egress.istio_egress_explain:
     namespace: demo
@@ -102,39 +119,39 @@ EXAMPLES = r"""
 RETURN = r"""
 verdict:
   description: V(allowed) when the far end would get the request, as far as the mesh decides that, V(blocked) when not.
-  returned: success
+  returned: with O(host)
   type: str
   sample: blocked
 by:
   description: Who stops a blocked request, V(pod), V(dns), V(mesh) (the sidecar), V(gateway) or V(gateway policy). Null when it is allowed.
-  returned: success
+  returned: with O(host)
   type: str
   sample: mesh
 via:
   description: V(direct), or the pod of the last egress gateway on the way, as namespace and name.
-  returned: success
+  returned: with O(host)
   type: str
   sample: direct
 address:
   description: The address of the far end that the request would go to, where it is known. Null otherwise.
-  returned: success
+  returned: with O(host)
   type: str
   sample: 203.0.113.12
 reason:
   description: The reason in one sentence.
-  returned: success
+  returned: with O(host)
   type: str
   sample: >-
     www.google.com port 443 (tls) is not declared for demo/sleep-6d5f7c9b8-x2x7k, and under mode REGISTRY_ONLY (Sidecar demo/default)
     the sidecar closes the connection (BlackHoleCluster).
 fix:
   description: What to write to change it, as an option of a module or a host entry. Empty where there is nothing to fix.
-  returned: success
+  returned: with O(host)
   type: str
   sample: "istio_egress_host with namespace: demo, hosts: [{host: www.google.com, ports: [443]}]."
 path:
   description: The hops of the request, in order.
-  returned: success
+  returned: with O(host)
   type: list
   elements: dict
   contains:
@@ -161,19 +178,26 @@ path:
       sample: [{object: ServiceEntry shared/httpbin, why: not exported to namespace demo (exportTo .)}]
 notes:
   description: What limits the answer, such as a name that could not be looked up.
-  returned: success
+  returned: with O(host)
   type: list
   elements: str
   sample: []
+explanations:
+  description: For each of O(urls), in their order, all of the above, with the URL and a C(picture) of its own.
+  returned: with O(urls)
+  type: list
+  elements: dict
+  sample:
+    - {url: https://www.google.com/, verdict: allowed, by: null, via: direct, address: 203.0.113.12, ...}
 picture:
-  description: The way as lines of text, for printing.
+  description: The way as lines of text, for printing; that of each of O(urls) one below the other.
   returned: success
   type: list
   elements: str
   sample: ["tls://www.google.com:443", " =X= blocked: www.google.com port 443 (tls) is not declared for demo/sleep-6d5f7c9b8-x2x7k, ..."]
 addresses:
   description: The addresses that the host has for the workload. Null where that could not be found out.
-  returned: success
+  returned: with O(host)
   type: list
   elements: str
   sample: [203.0.113.12]
@@ -186,7 +210,7 @@ pod:
 
 from concurrent.futures import ThreadPoolExecutor, wait
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils import _explain
+from ansible_collections.meshops.istio_egress.plugins.module_utils import _explain, _path, _traffic
 from ansible_collections.meshops.istio_egress.plugins.module_utils._inquiry import Inquiry
 from ansible_collections.meshops.istio_egress.plugins.module_utils._module import AUTH_OPTIONS, ISTIO_OPTIONS, EgressModule
 
@@ -194,33 +218,54 @@ OPTIONS = {
     "namespace": {"type": "str", "required": True},
     "workload": {"type": "str", "default": "sleep"},
     "container": {"type": "str"},
-    "host": {"type": "str", "required": True},
-    "port": {"type": "int", "default": 443},
+    "host": {"type": "str"},
+    "port": {"type": "int"},
     "protocol": {"type": "str", "choices": ["http", "tls", "tcp"]},
-    "path": {"type": "str", "default": "/"},
+    "path": {"type": "str"},
     "address": {"type": "str"},
+    "urls": {"type": "list", "elements": "str"},
     "api_host": AUTH_OPTIONS["host"],
     "istio_namespace": ISTIO_OPTIONS["istio_namespace"],
 }
+OF_ONE = ("host", "port", "protocol", "path", "address")
+AT_ONCE = 8
+"""Names that are looked up at a time, and pieces of the sidecar's configuration that are read meanwhile."""
+
+
+def asked_of(params: dict) -> list[tuple[str, _path.Call]]:
+    """The requests that are asked about, each with its URL; that of `host` has none. Raises ExplainError or TrafficError."""
+    if params["urls"] is not None:
+        return [(request.url, _explain.call_of(request.url, *request.target)) for request in _traffic.parse_requests(params["urls"])]
+    port = 443 if params["port"] is None else params["port"]
+    return [("", _explain.parse_call(params["host"], port, params["protocol"], params["path"] or "/", params["address"]))]
 
 
 def main() -> None:
-    module = EgressModule(OPTIONS)
+    module = EgressModule(OPTIONS, required_one_of=[("host", "urls")], mutually_exclusive=[("urls", option) for option in OF_ONE])
     params, namespace = module.params, module.params["namespace"]
     with module.errors_in_plain_words():
-        call = _explain.parse_call(params["host"], params["port"], params["protocol"], params["path"], params["address"])
+        asked = asked_of(params)
         cluster = module.cluster(host=params["api_host"])
         inquiry = Inquiry(cluster, params["istio_namespace"])
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
             world = pool.submit(inquiry.world, namespace)
             source, pod = _explain.choose_pod(inquiry.pods(namespace), namespace, params["workload"], params["container"])
             sidecar = inquiry.configuration(pod) if source.sidecar else None
-            meanwhile = [pool.submit(sidecar.listeners, call.port, True)] if sidecar else []
-            addresses = [params["address"]] if params["address"] else inquiry.resolve(pod, source.container, call.host)
+            meanwhile = [pool.submit(sidecar.listeners, port, True) for port in {call.port for _url, call in asked}] if sidecar else []
+            hosts = [] if params["address"] else list(dict.fromkeys(call.host for _url, call in asked))
+            found = dict(zip(hosts, pool.map(lambda host: inquiry.resolve(pod, source.container, host), hosts), strict=True))
             wait(meanwhile)
+        explanations = []
+        for url, call in asked:
+            addresses = [params["address"]] if params["address"] else found[call.host]
             result = _explain.explain(call, addresses, pod, source.container, sidecar, inquiry.neighbour, world.result())
+            explanations.append({"url": url, "addresses": addresses, "picture": _explain.picture(call, result), **result.as_dict()})
         module.warn_all(inquiry.warnings)
-        module.exit_json(changed=False, addresses=addresses, pod=source.pod, picture=_explain.picture(call, result), **result.as_dict())
+        if params["urls"] is not None:
+            module.exit_json(changed=False, pod=source.pod, explanations=explanations, picture=[line for e in explanations for line in e["picture"]])
+        [explanation] = explanations
+        del explanation["url"]
+        module.exit_json(changed=False, pod=source.pod, **explanation)
 
 
 if __name__ == "__main__":

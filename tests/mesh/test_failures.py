@@ -172,17 +172,31 @@ def test_check_tells_each_kind_from_the_others(checked, name):
     assert kind.evidence in row["reason"]
 
 
+@pytest.fixture(scope="module")
+def explained(clients: str, run_module) -> dict[str, dict[str, Any]]:
+    """Explain's words on each kind; one task for each workload."""
+    told = {}
+    for workload in {kind.workload for kind in KINDS.values()}:
+        names = [name for name, kind in KINDS.items() if kind.workload == workload]
+        result = run_module("istio_egress_explain", namespace=clients, workload=workload, urls=[KINDS[name].url for name in names])
+        assert result["picture"] == [line for told in result["explanations"] for line in told["picture"]]
+        told |= dict(zip(names, result["explanations"], strict=True))
+    return told
+
+
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.reason])
-def test_explain_names_what_is_behind_each_kind(clients, run_module, name):
-    kind = KINDS[name]
-    scheme, _sep, rest = kind.url.partition("://")
-    host, _colon, port = rest.rstrip("/").partition(":")
-    options = {"host": host, "port": int(port or {"http": 80, "https": 443}[scheme]), "protocol": {"http": "http", "https": "tls", "tcp": "tcp"}[scheme]}
-    result = run_module("istio_egress_explain", namespace=clients, workload=kind.workload, **options)
-    assert result["verdict"] == kind.verdict, result["picture"]
-    assert result["by"] == kind.by
-    assert kind.reason in result["reason"]
-    assert kind.fix in result["fix"]
+def test_explain_names_what_is_behind_each_kind(explained, name):
+    kind, told = KINDS[name], explained[name]
+    assert (told["url"], told["verdict"], told["by"]) == (kind.url, kind.verdict, kind.by), told["picture"]
+    assert kind.reason in told["reason"]
+    assert kind.fix in told["fix"]
+
+
+def test_explain_says_the_same_of_a_host_alone(clients, explained, run_module):
+    alone = run_module("istio_egress_explain", namespace=clients, host=HIDDEN, port=80)
+    told = explained["entry not exported"]
+    assert {key: alone.get(key) for key in told if key != "url"} == {key: value for key, value in told.items() if key != "url"}
+    assert not {"url", "explanations"} & set(alone)
 
 
 def test_check_hands_explains_words_on_for_what_a_rule_stopped(checked):
