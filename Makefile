@@ -79,7 +79,7 @@ molecule: setup mesh-up ## one scenario per role against real proxies (about 5 m
 docs: setup ## the site of the documentation, below tests/output (about 15 s)
 	@$(in_tree) python tests/tooling/docs.py
 
-artifact: setup ## what a user gets: built, looked into, judged by galaxy-importer (first time about 1 min, then half of it)
+artifact: setup ## what a user gets: built, looked into, judged by galaxy-importer (first time about 1 min, then 25 s); its ansible-lint is left to make release
 	@python tests/tooling/artifact.py
 
 release: setup mesh-up ## the artifact, installed into an empty venv, demo run from there (about 3 min; RELEASE=--every for all playbooks, twice, and cleanup: 15 min)

@@ -127,7 +127,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Builds and tries the artifact.")
     parser.add_argument("--every", action="store_true", help="run every playbook, not the demo alone")
     arguments = parser.parse_args()
-    made = artifact.make()
+    made = artifact.make(lint=True)
     with tempfile.TemporaryDirectory() as scratch:
         say("an empty virtual environment with ansible-core, the artifact and what it names")
         variables = install(made, Path(scratch))
