@@ -14,6 +14,7 @@ export PATH := $(MESH_CACHE)/venv/bin:$(PATH)
 LANES ?= 3
 USER_CLUSTER := $(KUBECONFIG)
 MESH := tests/cluster/mesh
+unchanged = python tests/tooling/unchanged.py
 in_tree = export ANSIBLE_COLLECTIONS_PATH="$$(python tests/tooling/tree.py)";
 whole_mesh = tests/mesh/test_whole_mesh.py
 mesh_tests = pytest -o cache_dir=tests/output/pytest tests/mesh --ignore tests/mesh/test_examples.py --ignore $(whole_mesh)
@@ -33,18 +34,18 @@ demo: setup mesh-up ## one mesh, three playbooks, one table of real requests, an
 	@$(on_mesh) ansible-playbook meshops.istio_egress.demo -e egress_svg=$(CURDIR)/tests/output/demo.svg
 	@echo "demo: the requests after the entries, drawn: tests/output/demo.svg"
 
-test: setup ## mesh, beside it lint, unit, api, docs, artifact, cluster and sanity (12 to 16 min with the mesh built). Begins nothing after a failure
-	@python tests/tooling/stages.py mesh lint,unit,api,docs,artifact,$(if $(USER_CLUSTER),,cluster,)sanity
+test: setup ## mesh, beside it lint, unit, docs, artifact, sanity, cluster and api (12 to 16 min with the mesh built). Begins nothing after a failure
+	@python tests/tooling/stages.py mesh lint,unit,docs,artifact,sanity,$(if $(USER_CLUSTER),,cluster,)api
 
-lint: setup ## ruff, yamllint, shellcheck, changelog, docs, ansible-lint (about 1 min)
-	@$(in_tree) tests/tooling/lint
+lint: setup ## ruff, yamllint, shellcheck, changelog, docs, ansible-lint (about 1 min, at once when nothing has changed)
+	@$(in_tree) $(unchanged) lint -- tests/tooling/lint
 
 unit: setup ## tests that need no cluster
 	@echo "unit: pytest tests/unit"
 	@pytest --numprocesses 2 tests/unit
 
 sanity: setup ## every test of ansible-test sanity (first time about 2 min, then 1, at once when nothing has changed)
-	@python tests/tooling/sanity.py
+	@$(unchanged) sanity -- python tests/tooling/sanity.py
 
 api: setup ## tests against a real API server, without proxies (about 2 min)
 	@echo "api: API server alone, then pytest tests/api"
@@ -61,12 +62,8 @@ mesh: setup mesh-up ## tests against real proxies (about 11 min; LANES=0 for one
 examples: setup mesh-up ## every example of modules and pages, as it is written (about 5 min)
 	@$(on_mesh) pytest tests/mesh/test_examples.py
 
-# Beside others these tests cost minutes, so a state of tests/cluster that has passed is not asked again, unless FORCE=1.
 cluster: setup ## tests of the one-machine mesh itself, as root (about 3 min, at once when it is as it was when they passed)
-	@state="$$({ git ls-files --stage tests/cluster; git diff tests/cluster; } | sha256sum)"; passed="$(MESH_CACHE)/cluster-passed"; \
-	if [ "$(FORCE)" != 1 ] && [ "$$state" = "$$(cat "$$passed" 2>/dev/null)" ]; then \
-		echo "cluster: nothing in tests/cluster has changed since its tests passed (FORCE=1 runs them)"; \
-	else $(MESH) build; pytest tests/cluster; echo "$$state" > "$$passed"; fi
+	@$(unchanged) cluster --reads tests/cluster -- $(SHELL) -ec '$(MESH) build; pytest tests/cluster'
 
 mesh-up:
 ifeq ($(USER_CLUSTER),)

@@ -21,7 +21,8 @@ from mesh.load import Load, Stream, process_of
 HOST, MODE, GATEWAY, DEPLOY = "istio_egress_host", "istio_outbound_mode", "istio_egress_gateway", "istio_egress_gateway_deploy"
 HTTP, TLS, BESIDE = "httpbin.org", "www.google.com", "edition.cnn.com"
 MOVING = [{"host": HTTP, "ports": [80]}, {"host": TLS, "ports": [443]}]
-LEAST = int(os.environ.get("EGRESS_LOAD_REQUESTS", "10000"))
+LEAST = int(os.environ.get("EGRESS_LOAD_REQUESTS", "1"))
+"""Requests; the round that is under way then is finished, so that there is one at least, of about 10,000 requests."""
 LONGEST = 1800
 """Seconds after which the load ends by itself, so that no test can leave one behind."""
 ANOTHER = "the other gateway"

@@ -1,9 +1,8 @@
 """Runs every test of `ansible-test sanity` on this checkout, with the ansible-core and the Python of the interpreter that runs this file.
 
-Three things make it more than one command. ansible-test follows links, so it gets a copy of the checkout. It wants to download a script that
+Two things make it more than one command. ansible-test follows links, so it gets a copy of the checkout. And it wants to download a script that
 bootstraps pip from a host that build machines often cannot reach, and drops pip's environment variables, so it gets a home directory below the
-cache with a script that does the same from the package index, and pip's settings in a file. And it takes a while, so a run is skipped when
-nothing that it reads has changed since a green one (FORCE=1 runs it anyway).
+cache with a script that does the same from the package index, and pip's settings in a file.
 No test is left out and no ignore file is allowed. Knows nothing of clusters.
 """
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import ast
 import configparser
 import filecmp
-import hashlib
 import os
 import shutil
 import subprocess
@@ -23,6 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import tree
+from unchanged import files
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 WORK = tree.own_directory("sanity") / f"core{version('ansible-core')}-python{PYTHON}"
@@ -40,22 +39,6 @@ subprocess.check_call([sys.executable, "-m", "ensurepip"])
 arguments = [argument for argument in sys.argv[1:] if argument not in ("--no-setuptools", "--no-wheel")]
 sys.exit(subprocess.call([sys.executable, "-m", "pip", "install", *arguments]))
 '''
-
-
-def files() -> list[Path]:
-    """What a commit of the working tree would hold, relative to the checkout."""
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=tree.CHECKOUT, check=True, capture_output=True)
-    return sorted(path for name in set(listed.stdout.decode().split("\0")) if name and os.path.lexists(tree.CHECKOUT / (path := Path(name))))
-
-
-def fingerprint(paths: list[Path]) -> str:
-    """Changes with every byte, mode and link of the files, and with the tools that judge them."""
-    digest = hashlib.sha256(f"{version('ansible-core')} {sys.version} {Path(__file__).read_text(encoding='utf-8')}".encode())
-    for path in paths:
-        source = tree.CHECKOUT / path
-        content = str(source.readlink()).encode() if source.is_symlink() else source.read_bytes()
-        digest.update(f"{path}\0{source.lstat().st_mode:o}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()
 
 
 def mirror(paths: list[Path], target: Path) -> None:
@@ -145,12 +128,6 @@ def main() -> int:
     if ignored := [path for path in paths if path.parts[:2] == ("tests", "sanity") and path.name.startswith("ignore")]:
         print(f"sanity: {ignored[0]} is not allowed here: fix what it hides, then delete it.")
         return 1
-    seen = fingerprint(paths)
-    green = WORK / "green"
-    if not os.environ.get("FORCE") and green.exists() and green.read_text(encoding="utf-8") == seen:
-        print("sanity: green before, and nothing that it reads has changed since; FORCE=1 runs it anyway.")
-        return 0
-
     print(f"sanity: ansible-test of ansible-core {version('ansible-core')} on {len(paths)} files, Python {PYTHON}", flush=True)
     started = time.monotonic()
     make_home()
@@ -167,7 +144,6 @@ def main() -> int:
         print(f"{lane.complaints()}\nsanity: whole output in {lane.log}")
     if failed:
         return 1
-    green.write_text(seen, encoding="utf-8")
     print(f"sanity: all tests green in {time.monotonic() - started:.0f} s")
     return 0
 
