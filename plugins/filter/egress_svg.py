@@ -15,7 +15,7 @@ description:
 positional: _input
 options:
   _input:
-    description: The registered result of one of the two modules.
+    description: The registered result of one of the two modules; of an explanation of many requests, one of its C(explanations).
     type: dict
     required: true
 seealso:
@@ -59,6 +59,8 @@ def egress_svg(result: Any) -> str:
         return policy_svg(result)
     if isinstance(result, Mapping) and "path" in result and "verdict" in result:
         return path_svg(result)
+    if isinstance(result, Mapping) and "explanations" in result:
+        raise AnsibleFilterError("egress_svg draws one way at a time: give it one of the result's explanations, such as ways.explanations[0].")
     raise AnsibleFilterError("egress_svg draws what istio_egress_explain or istio_egress_check returned, and this is neither.")
 
 

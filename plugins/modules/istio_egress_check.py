@@ -349,9 +349,8 @@ def derived(inquiry: Inquiry, source: _source.Source, pod: dict, others: bool) -
     """The requests that prove what is declared, for the mode that the pod's sidecar has."""
     world = inquiry.world(source.namespace)
     nowhere = _path.Call(_path.TCP, "192.0.2.1", 9)  # an address that nobody has (RFC 5737), so the mode decides
-    refuses = (
-        source.sidecar and _explain.explain(nowhere, [nowhere.host], pod, source.container, inquiry.configuration(pod), inquiry.neighbour, world).by == "mesh"
-    )
+    arrival = _path.Arrival(nowhere, nowhere.host, nowhere.port)  # at the sidecar, whatever ranges the pod leads around it: what gets out there is a hole
+    refuses = source.sidecar and _path.through(inquiry.configuration(pod), arrival, True, _explain.identity(pod)).stopped
     account = pod["spec"].get("serviceAccountName") or "default"
     return _derive.derive(world.of("ServiceEntry"), source.namespace, account, refuses, others, world.sidecar_of(pod))
 

@@ -32,7 +32,8 @@ class Loader(yaml.SafeLoader):
 Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_scalar(node))
 CONTROLLER = yaml.load((EXAMPLE / "controller.yml").read_text(encoding="utf-8"), Loader)
 TEMPLATES = {template["name"]: template for template in CONTROLLER["controller_templates"]}
-[WORKFLOW] = CONTROLLER["controller_workflows"]
+WORKFLOWS = {workflow["name"]: workflow for workflow in CONTROLLER["controller_workflows"]}
+WORKFLOW = WORKFLOWS["Egress hosts of a namespace, with approval"]
 NODES = {node["identifier"]: node for node in WORKFLOW["simplified_workflow_nodes"]}
 
 

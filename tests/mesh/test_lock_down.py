@@ -12,10 +12,13 @@ import yaml
 
 from api.modules import ApiServer
 from mesh.conftest import StartWorkload, Workload
+from mesh.test_awx import TEMPLATES
 from mesh.test_discover import discovered
 from mesh.test_playbooks import Runner, runner_for
 
 HTTPBIN, GOOGLE, OTHER = "http://httpbin.org/", "https://www.google.com/", "http://other.example.com/"
+ANSWERS = {question["variable"]: question["default"] for question in TEMPLATES["Close a namespace"]["survey_spec"]["spec"] if "default" in question}
+"""What a controller's survey hands on: strings, and whole numbers."""
 LEARNED = [{"host": "httpbin.org", "ports": [80]}, {"host": "www.google.com", "ports": [443]}]
 
 
@@ -33,13 +36,15 @@ def web(runner: Runner, start: StartWorkload, own_mesh) -> Workload:
 
 @contextmanager
 def at_work(workload: Workload, *urls: str, and_then: Callable[[], tuple[str, ...]] = tuple) -> Iterator[list[str]]:
-    """The workload asks for the URLs, and for what `and_then` says by then, again and again. What came of each request."""
+    """The workload asks for the URLs, and for what `and_then` says by then, again and again. What came of each request: 200, or what and for which URL."""
     outcomes: list[str] = []
     done = threading.Event()
 
     def work() -> None:
         while not done.wait(1):
-            outcomes.extend(workload.curl(url).outcome for url in (*urls, *and_then()))
+            for url in (*urls, *and_then()):
+                answer = workload.curl(url)
+                outcomes.append("200" if answer.status == 200 else f"{url} {answer.outcome}, exit {answer.exit}")
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -68,12 +73,13 @@ def test_an_address_without_a_name_stops_it_before_anything_is_written(runner: R
 
 
 def test_what_is_learned_stays_open_and_the_rest_is_closed(runner: Runner, web: Workload, api: ApiServer, tmp_path: Path) -> None:
+    answers = {**ANSWERS, "egress_hosts": "de.wikipedia.org:80\nen.wikipedia.org", "egress_learn_seconds": 5, "egress_watch_seconds": 4}
     with at_work(web, HTTPBIN, GOOGLE) as outcomes:
-        run = runner.play("lock_down", egress_learn_seconds=5, egress_watch_seconds=4, egress_workload="deployment/web", egress_file=str(tmp_path / "learned"))
+        run = runner.play("lock_down", egress_workload="deployment/web", egress_file=str(tmp_path / "learned"), **answers)
     assert (run.code, run.results) == (0, {"hosts": LEARNED, "unused": []}), run.text
     assert set(outcomes) == {"200"}, "closing it shut the workload out"
     assert yaml.safe_load((tmp_path / "learned").read_text(encoding="utf-8")) == {"egress_hosts": LEARNED}
-    assert declared(api, runner.namespace) == {"httpbin.org", "www.google.com"}
+    assert declared(api, runner.namespace) == {"httpbin.org", "www.google.com", "de.wikipedia.org", "en.wikipedia.org"}
     assert mode(api, runner.namespace) == "REGISTRY_ONLY"
     assert web.curl(OTHER).outcome == "502"
 
@@ -82,7 +88,7 @@ def test_what_is_learned_stays_open_and_the_rest_is_closed(runner: Runner, web: 
 
 
 def test_undo_opens_it(runner: Runner, web: Workload, api: ApiServer) -> None:
-    run = runner.play("lock_down", egress_undo="yes")
+    run = runner.play("lock_down", **{**ANSWERS, "egress_undo": "true"})
     assert run.code == 0, run.text
     assert (mode(api, runner.namespace), declared(api, runner.namespace)) == (None, set())
     assert web.curl(OTHER).outcome == "200"

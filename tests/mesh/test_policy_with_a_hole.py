@@ -43,6 +43,13 @@ def test_a_policy_without_a_hole_is_proven_by_what_passes_and_what_does_not(poli
     assert all(row["met"] and row["by"] == "mesh" for row in result["checks"] if row["expect"] == "blocked")
 
 
+def test_a_range_around_the_sidecar_hides_no_mode(policy, start, run_module):
+    """Whether refusals are tried is what the sidecar does with an address that nobody has, not with what does not come to it."""
+    around = start(policy, "around", {"traffic.sidecar.istio.io/excludeOutboundIPRanges": "192.0.2.0/24"})
+    result = run_module(CHECK, namespace=policy, workload=f"pod/{around.pod}", refuse_others=False)
+    assert {row["met"] for row in result["checks"] if row["rule"] == "an undeclared host"} == {True}
+
+
 def test_the_refusals_find_a_hole_and_name_it(policy, hole, run_module):
     result = run_module(CHECK, namespace=policy, fails=True)
     mine = [row for row in result["checks"] if hole in (row["rule"] or "")]
@@ -56,7 +63,7 @@ def test_explain_and_info_name_the_hole(policy, hole, run_module):
     assert hole in told["reason"]
     shown = run_module(INFO, namespace=policy)
     [space] = shown["namespaces"]
-    assert (space["mode"], [p["mode"] for p in space["proxies"]]) == ("REGISTRY_ONLY", ["REGISTRY_ONLY"])
+    assert (space["mode"], {p["mode"] for p in space["proxies"]}) == ("REGISTRY_ONLY", {"REGISTRY_ONLY"})
     assert {h["host"] for h in space["hosts"] if h["managed"]} == {"httpbin.org", "www.google.com"}
     [finding] = [f for f in shown["findings"] if f["object"] == hole]
     assert (finding["code"], finding["namespace"]) == ("opened-by-others", policy)

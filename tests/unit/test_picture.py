@@ -68,6 +68,11 @@ def test_a_request_that_never_left_the_pod_has_a_picture() -> None:
     assert "no such name" in egress_svg(result)
 
 
+def test_of_many_ways_it_wants_one() -> None:
+    with pytest.raises(AnsibleFilterError, match=r"explanations\[0\]"):
+        egress_svg({"explanations": [], "picture": []})
+
+
 @pytest.mark.parametrize("other", [{}, {"path": []}, "text", None])
 def test_anything_else_is_refused(other: Any) -> None:
     with pytest.raises(AnsibleFilterError, match="istio_egress_explain or istio_egress_check"):
