@@ -183,7 +183,7 @@ notes:
   elements: str
   sample: []
 explanations:
-  description: For each of O(urls), in their order, all of the above, with the URL and a C(picture) of its own.
+  description: For each of O(urls), in their order, the URL and all that is returned with O(host), with a C(picture) of its own.
   returned: with O(urls)
   type: list
   elements: dict
