@@ -236,8 +236,8 @@ def asked_of(params: dict) -> list[tuple[str, _path.Call]]:
     """The requests that are asked about, each with its URL; that of `host` has none. Raises ExplainError or TrafficError."""
     if params["urls"] is not None:
         return [(request.url, _explain.call_of(request.url, *request.target)) for request in _traffic.parse_requests(params["urls"])]
-    port = 443 if params["port"] is None else params["port"]
-    return [("", _explain.parse_call(params["host"], port, params["protocol"], params["path"] or "/", params["address"]))]
+    port, path = (default if params[option] is None else params[option] for option, default in (("port", 443), ("path", "/")))
+    return [("", _explain.parse_call(params["host"], port, params["protocol"], path, params["address"]))]
 
 
 def main() -> None:
@@ -259,13 +259,12 @@ def main() -> None:
         for url, call in asked:
             addresses = [params["address"]] if params["address"] else found[call.host]
             result = _explain.explain(call, addresses, pod, source.container, sidecar, inquiry.neighbour, world.result())
-            explanations.append({"url": url, "addresses": addresses, "picture": _explain.picture(call, result), **result.as_dict()})
+            named = {"url": url} if url else {}
+            explanations.append({**named, "addresses": addresses, "picture": _explain.picture(call, result), **result.as_dict()})
         module.warn_all(inquiry.warnings)
         if params["urls"] is not None:
             module.exit_json(changed=False, pod=source.pod, explanations=explanations, picture=[line for e in explanations for line in e["picture"]])
-        [explanation] = explanations
-        del explanation["url"]
-        module.exit_json(changed=False, pod=source.pod, **explanation)
+        module.exit_json(changed=False, pod=source.pod, **explanations[0])
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def explained(clients: str, run_module) -> dict[str, dict[str, Any]]:
     for workload in {kind.workload for kind in KINDS.values()}:
         names = [name for name, kind in KINDS.items() if kind.workload == workload]
         result = run_module("istio_egress_explain", namespace=clients, workload=workload, urls=[KINDS[name].url for name in names])
-        assert result["picture"] == [line for told in result["explanations"] for line in told["picture"]]
+        assert result["picture"] == [line for way in result["explanations"] for line in way["picture"]]
         told |= dict(zip(names, result["explanations"], strict=True))
     return told
 
