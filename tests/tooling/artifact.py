@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import venv
 from pathlib import Path
 
 import tree
@@ -58,9 +57,9 @@ def look_into(artifact: Path) -> None:
     say(f"{artifact.name}: {len(held)} files, {artifact.stat().st_size:,} bytes")
 
 
-def environment(place: Path, *requirements: str) -> Path:
+def environment(place: Path, *requirements: str, python: str = sys.executable) -> Path:
     """The programs of a new virtual environment."""
-    venv.create(place, with_pip=True)
+    run(python, "-m", "venv", place)
     run(place / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", *requirements)
     return place / "bin"
 
@@ -83,8 +82,7 @@ def judge(artifact: Path, lint: bool) -> None:
         # The linter that the importer runs wants to see what the playbooks refer to, and looks for collections where Python does, nowhere else.
         collections = Path(scratch) / "python" / "ansible_collections"
         shutil.copytree(tree.FETCHED, collections)
-        with tarfile.open(artifact) as archive:
-            archive.extractall(collections / COLLECTION.replace(".", "/"), filter="data")
+        shutil.unpack_archive(artifact, collections / COLLECTION.replace(".", "/"))
         path = f"{programs}{os.pathsep}{os.environ['PATH']}"
         variables = {**os.environ, "PATH": path, "PYTHONPATH": str(collections.parent), "GALAXY_IMPORTER_RUN_ANSIBLE_LINT": str(lint)}
         told = run(programs / "python", "-m", "galaxy_importer.main", artifact, env=variables, cwd=scratch)

