@@ -53,6 +53,13 @@ SETTINGS = {
 }
 """The options of the module (istio/istio 1.31 manifests/charts/istio-control/istio-discovery/files/injection-template.yaml)."""
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "include": {"type": "list", "elements": "str"},
+    "exclude": {"type": "list", "elements": "str"},
+    "exclude_ports": {"type": "list", "elements": "str"},
+}
+"""The settings as Ansible takes them: of a task, or of one workload in a policy's document."""
+
 Texts = Mapping[str, "str | None"]
 """Option → text as Istio has it, comma separated; None where nothing is said or known."""
 
@@ -126,6 +133,14 @@ def parse_workload(text: str) -> tuple[str, str]:
             f'"{text}" does not name a workload with a pod template.\nWrite deployment/NAME, statefulset/NAME or daemonset/NAME; pods get their ranges from it.'
         )
     return KINDS[kind], name
+
+
+def missing(kind: str, name: str, namespace: str) -> BypassError:
+    """What is said of a workload that is not there."""
+    return BypassError(
+        f"There is no {kind} {name} in namespace {namespace}, so nothing was written.\n"
+        "Correct workload or namespace; a pod gets its ranges from the workload that it belongs to."
+    )
 
 
 def as_lists(texts: Texts) -> dict[str, list[str] | None]:

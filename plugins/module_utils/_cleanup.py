@@ -36,7 +36,7 @@ ROUTING = ("VirtualService", "DestinationRule", "Gateway", "AuthorizationPolicy"
 KINDS = (*dict.fromkeys(("NetworkPolicy", "Sidecar", "ServiceEntry", *ROUTING, *_gateway_workload.KINDS, *WORKLOADS)), "Secret", "ConfigMap")
 
 Live = Mapping[str, list[Object]]
-"""All objects by kind, of every kind in KINDS; of ConfigMaps those of the control plane's namespace, of Secrets those with our label."""
+"""All objects by kind, of every kind in KINDS; of ConfigMaps those of the control plane's namespace and those with our label, of Secrets the latter."""
 
 
 def plan(live: Live, namespace: str | None, istio_namespace: str) -> tuple[Plan, list[str]]:
@@ -57,6 +57,7 @@ def plan(live: Live, namespace: str | None, istio_namespace: str) -> tuple[Plan,
         steps += plan_hosts((), live["ServiceEntry"], place, policy).steps
     steps += [Change(o, None) for o in ours["ServiceEntry"] if not policy_of(o)]
     steps += [Change(o, None, "certificates that a gateway showed") for o in ours["Secret"]]
+    steps += [Change(o, None, "the record of a policy") for o in ours["ConfigMap"]]
     for kind in reversed(_gateway_workload.KINDS):
         for obj in filter(_gateway_workload.is_ours, ours[kind]):
             users = _users(obj, [v for v in live["VirtualService"] if v not in ours["VirtualService"]])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,24 @@ def mesh_config_map(cluster: Cluster, istio_namespace: str, revision: str) -> di
 def injector_config_map(cluster: Cluster, istio_namespace: str, revision: str) -> dict[str, Any]:
     """The ConfigMap of what new sidecars get: ``istio-sidecar-injector``, or with the revision behind it. Raises ControlPlaneError as above."""
     return _config_map(cluster, istio_namespace, revision, INJECTOR, VALUES_KEY, "injector config")
+
+
+def injector_if_any(cluster: Cluster, istio_namespace: str, revision: str) -> dict[str, Any] | None:
+    """The same; None where there is none or it may not be read, for what does not depend on it."""
+    try:
+        return if_allowed(injector_config_map, cluster, istio_namespace, revision)
+    except ControlPlaneError:
+        return None
+
+
+def if_allowed(read: Callable[..., Any], *arguments: Any) -> Any:
+    """What `read` returns, or None for an account that may not read it, where the rest does not depend on it."""
+    try:
+        return read(*arguments)
+    except ClusterError as error:
+        if error.status == 403:
+            return None
+        raise
 
 
 def _config_map(cluster: Cluster, istio_namespace: str, revision: str, base: str, key: str, what: str) -> dict[str, Any]:

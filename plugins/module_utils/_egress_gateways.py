@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _gateway_workload
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster
-from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway import HTTP_PORT, TLS_PORT, Gateway, GatewayError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway import HTTP_PORT, TLS_PORT, Gateway, GatewayError, named
 from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import PROXY
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Proxy, routers
 from ansible_collections.meshops.istio_egress.plugins.module_utils._rollouts import unfinished, why
@@ -20,19 +20,18 @@ PAUSE = 0.5
 """Seconds between two looks at a gateway that does not serve yet."""
 
 
-def find_gateways(cluster: Cluster, references: Iterable[str], required: str | None) -> dict[str, Gateway]:
+def find_gateways(cluster: Cluster, references: Iterable[str], required: Container[str]) -> dict[str, Gateway]:
     """The gateways of the references (namespace/service), by reference.
 
-    Raises GatewayError when the `required` one has no Service, lacks a port, or has no proxy that is ready. Of the others, those that are gone
+    Raises GatewayError when one that is `required` has no Service, lacks a port, or has no proxy that is ready. Of the others, those that are gone
     are made up from their name, so that what leads to them can be removed.
     """
-    return {reference: _find(cluster, reference, reference == required) for reference in sorted(references)}
+    return {reference: _find(cluster, reference, reference in required) for reference in sorted(references)}
 
 
 def _find(cluster: Cluster, reference: str, required: bool) -> Gateway:
-    namespace, _sep, name = reference.partition("/")
-    if not namespace or not name or "/" in name:
-        raise GatewayError(f'gateway is "{reference}".\nWrite namespace/name of the Service of the egress gateway, such as istio-system/istio-egressgateway.')
+    by_name = named(reference)
+    namespace, name = by_name.namespace, by_name.service
     service = cluster.get("Service", namespace, name)
     if service is None:
         if required:
@@ -40,7 +39,7 @@ def _find(cluster: Cluster, reference: str, required: bool) -> Gateway:
                 f"There is no egress gateway {reference}: no Service of that name. Nobody was sent there.\n"
                 "Deploy one (role egress_gateway_deploy, or istioctl with an egress gateway), or correct the option gateway."
             )
-        return Gateway(namespace, name, (("istio", "egressgateway"),))
+        return by_name
     selector = service["spec"].get("selector") or {}
     ports = {p["port"]: p.get("targetPort", p["port"]) for p in service["spec"].get("ports") or ()}
     if required:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ansible_collections.meshops.istio_egress.plugins.module_utils import _policy
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import read_service_entry
 from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import EVERYTHING_SCOPE, policy_of
@@ -32,6 +33,21 @@ EVERYTHING = "everything"
 """What stands for all hosts in the option `hosts`."""
 DOMAINS = ("com", "net", "org", "io", "dev")
 """Top-level domains that a default route has from the start; those of declared hosts come to them."""
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gateway": {"type": "str", "default": "istio-system/istio-egressgateway"},
+    "hosts": {"type": "list", "elements": "raw"},
+    "export_to": {"type": "list", "elements": "str", "default": ["."]},
+    "hop": {"type": "str", "choices": ["auto", MUTUAL, PLAIN], "default": "auto"},
+    "tls": {"type": "str", "choices": ["none", "simple", "mutual"], "default": "none"},
+    "credential": {"type": "str", "default": ""},
+    "tls_port": {"type": "int", "default": 443},
+    "tls_verify": {"type": "bool", "default": True},
+    "allow_from": {"type": "list", "elements": "raw", "default": []},
+    "allow_from_mode": {"type": "str", "choices": ["enforce", "shadow"], "default": "enforce"},
+}
+"""How hosts go through a gateway, as Ansible takes it: of a task, or of one part of a policy's document."""
 
 
 class GatewayError(EgressError):
@@ -63,6 +79,14 @@ class Gateway:
     def cluster(self, port: int, subset: str) -> str:
         """The name that Envoy has for the way to it."""
         return f"outbound|{port}|{subset}|{self.host}"
+
+
+def named(reference: str) -> Gateway:
+    """A gateway (namespace/service) as far as its name tells, with the label that istioctl gives to pods. Raises GatewayError."""
+    namespace, _sep, name = reference.partition("/")
+    if not namespace or not name or "/" in name:
+        raise GatewayError(f'gateway is "{reference}".\nWrite namespace/name of the Service of the egress gateway, such as istio-system/istio-egressgateway.')
+    return Gateway(namespace, name, (("istio", "egressgateway"),))
 
 
 @dataclass(frozen=True)
@@ -409,6 +433,18 @@ def read_defaults(virtual_services: Iterable[Mapping[str, Any]]) -> list[Default
 
 
 # -- what is wanted -----------------------------------------------------------------------------------------------------------------
+
+
+def parse_routes(given: Mapping[str, Any], namespace: str, policy: str) -> list[Route]:
+    """The `hosts` of `given` as routes; what it says of all of them is completed by what an entry says of itself.
+
+    Its keys are OPTIONS. Raises PolicyError.
+    """
+    tls = Origination(given["tls"], given["credential"], given["tls_port"], given["tls_verify"]) if given["tls"] != "none" else None
+    who = _policy.identities("all hosts", given["allow_from"])
+    place = namespace, policy, given["gateway"], given["hop"], _policy.export_to(given["export_to"])
+    entries = [replace(e, allow_from=e.allow_from or who) for e in _policy.parse_hosts(given["hosts"], at_gateway=True)]
+    return [Route(entry, *place, tls, bool(entry.allow_from) and given["allow_from_mode"] == "shadow") for entry in entries]
 
 
 def split_everything(hosts: Iterable[Any]) -> tuple[bool, list[Any]]:

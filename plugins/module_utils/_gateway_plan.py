@@ -9,7 +9,6 @@ Pure: routes that are wanted and objects that are live go in, a Plan comes out.
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,7 +43,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership im
     is_ours,
     policy_of,
 )
-from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait, host_changes
+from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait, applied, host_changes
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HTTP_PROTOCOLS, HostEntry, Port
 from ansible_collections.meshops.istio_egress.plugins.module_utils._text import few
 
@@ -130,7 +129,7 @@ def _at_gateway(before: _State, after: _State, live: Live, key: str) -> tuple[li
         new = {e.host: e for e in (recorded(r) for r in after.routes if r.gateway.startswith(f"{place}/"))}
         both = old | {host: _with_ports_of(entry, old.get(host)) for host, entry in new.items()}
         there = [o for changes in host_changes(_declared(both), live["ServiceEntry"], place, key) for o in changes]
-        gone = [o for changes in host_changes(_declared(new), _apply_to(live, there)["ServiceEntry"], place, key) for o in changes]
+        gone = [o for changes in host_changes(_declared(new), applied(live, there)["ServiceEntry"], place, key) for o in changes]
         first += there
         then += gone
     return first, then
@@ -183,7 +182,7 @@ def _shared(before: _State, after: _State, live: Live, gateways: Mapping[str, Ga
     concerned = {id_of(o) for routes in own for o in make(routes, gateways)}
     target = make(after.all_routes, gateways)
     there = _changes(live, [o for o in target if id_of(o) in concerned], delete=())
-    return _Changes(there, _changes(_apply_to(live, there), [o for o in target if id_of(o) in concerned], delete=concerned))
+    return _Changes(there, _changes(applied(live, there), [o for o in target if id_of(o) in concerned], delete=concerned))
 
 
 def _legs(before: _State, after: _State, live: Live, gateways: Mapping[str, Gateway], key: str) -> _Changes:
@@ -201,7 +200,7 @@ def _legs(before: _State, after: _State, live: Live, gateways: Mapping[str, Gate
         concerned |= {id_of(o) for o in (*old, *new) if o["kind"] == "DestinationRule" and id_of(o) in there_already}
     beside = [o for key, o in there_already.items() if key in concerned]
     there = _changes(live, [o for o in _merged(beside, new) if id_of(o) in concerned], delete=())
-    return _Changes(there, _changes(_apply_to(live, there), [o for o in new if id_of(o) in concerned], delete=concerned))
+    return _Changes(there, _changes(applied(live, there), [o for o in new if id_of(o) in concerned], delete=concerned))
 
 
 def _left_over(after: _State, live: Live, gateways: Mapping[str, Gateway], gone: Iterable[Change]) -> list[Change]:
@@ -254,12 +253,12 @@ def _own_ways(before: _State, after: _State, live: Live, namespace: str, policy:
     own = {"VirtualService": [o for o in live["VirtualService"] if o["metadata"]["namespace"] == namespace and policy_of(o) == policy]}
     target = client_objects(after.own_way, gateways)
     joined = _changes(own, _joined(own["VirtualService"], target), delete=())
-    routed = _changes(_apply_to(own, joined), target, delete={id_of(o) for o in own["VirtualService"]})
+    routed = _changes(applied(own, joined), target, delete={id_of(o) for o in own["VirtualService"]})
     known, scope = known_to_clients(after.own_way), f"{policy}.{KNOWN_SCOPE}"
     ports = {d.entry.host: {*d.entry.ports} for d in known}
     staying = [d for d in _entries_of(live["ServiceEntry"], namespace, scope) if ports.get(d.entry.host, set()) & {*d.entry.ports}]
     hidden = [c for changes in host_changes(staying, live["ServiceEntry"], namespace, scope) for c in changes]
-    added, removed = host_changes(known, _apply_to(live, hidden)["ServiceEntry"], namespace, scope)
+    added, removed = host_changes(known, applied(live, hidden)["ServiceEntry"], namespace, scope)
     steps: Steps = [*hidden, *joined, *routed, *_routed(before, after, gateways, tls=not added), *added, *removed]
     return [*steps, *(_routed(before, after, gateways, tls=True) if added else ())]
 
@@ -376,20 +375,6 @@ def _note(obj: Mapping[str, Any]) -> str:
     spec = obj["spec"]
     names = spec.get("hosts") or [s["name"] for s in spec.get("subsets") or ()] or [s["port"]["name"] for s in spec.get("servers") or ()]
     return few(names)
-
-
-def _apply_to(live: Mapping[str, list[Object]], changes: Iterable[Change]) -> dict[str, list[Object]]:
-    """The live objects as they are after the changes, by kind."""
-    objects = {id_of(o): o for of_kind in live.values() for o in of_kind}
-    for change in changes:
-        if change.after:
-            objects[id_of(change.after)] = change.after
-        else:
-            objects.pop(id_of(change.object), None)
-    result: dict[str, list[Object]] = defaultdict(list)
-    for obj in objects.values():
-        result[obj["kind"]].append(obj)
-    return result
 
 
 def _merged(before: list[Object], after: list[Object]) -> list[Object]:

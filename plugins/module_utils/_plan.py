@@ -23,7 +23,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._objects impo
     service_entries,
     updated,
 )
-from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import policy_of
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import id_of, policy_of
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HostEntry
 from ansible_collections.meshops.istio_egress.plugins.module_utils._text import few
 
@@ -136,6 +136,20 @@ class Plan:
             first = result.get(key)
             result[key] = Change(first.before, change.after, change.note, change.patch) if first else change
         return [change for change in result.values() if change.before or change.after]  # not what comes and goes within the plan
+
+
+def applied(live: Mapping[str, list[Object]], changes: Iterable[Change]) -> dict[str, list[Object]]:
+    """The live objects as they are after the changes, by kind."""
+    objects = {id_of(o): o for of_kind in live.values() for o in of_kind}
+    for change in changes:
+        if change.after:
+            objects[id_of(change.after)] = change.after
+        else:
+            objects.pop(id_of(change.object), None)
+    result: dict[str, list[Object]] = defaultdict(list)
+    for obj in objects.values():
+        result[obj["kind"]].append(obj)
+    return result
 
 
 def plan_hosts(wanted: Iterable[Declared], live: Iterable[Object], namespace: str, policy: str) -> Plan:

@@ -9,7 +9,7 @@ It looks at the pods themselves, at what their redirection was set up with, and 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _bypass
@@ -17,6 +17,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._bypass impor
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._control_plane import DEFAULT_REVISION, REVISION_LABEL
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Wait
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import sidecars
 
 PAUSE = 0.5
@@ -39,6 +40,10 @@ class Onlooker:
     def follow(self, step: Rollout | Injection) -> float:
         """Waits for the step. Seconds that it took. Raises RolloutError."""
         return self._rollout(step) if isinstance(step, Rollout) else self._injection(step)
+
+    def beside(self, follow: Callable[[Wait], float]) -> Callable[[Wait], float]:
+        """What waits for the steps of a plan that concerns new pods and other things: those it leaves to `follow`."""
+        return lambda step: self.follow(step) if isinstance(step, (Rollout, Injection)) else follow(step)
 
     # -- a workload -----------------------------------------------------------------------------------------------------------------
 

@@ -192,9 +192,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._writing impo
 OPTIONS = {
     "namespace": {"type": "str"},
     "workload": {"type": "str"},
-    "include": {"type": "list", "elements": "str"},
-    "exclude": {"type": "list", "elements": "str"},
-    "exclude_ports": {"type": "list", "elements": "str"},
+    **_bypass.OPTIONS,
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     **ISTIO_OPTIONS,
     **WAIT_OPTIONS,
@@ -258,11 +256,9 @@ class _Workload:
     def plan(self) -> Plan:
         live = self.cluster.get(self._kind, self._namespace, self._name)
         if live is None:
-            raise _bypass.BypassError(
-                f"There is no {self._kind} {self._name} in namespace {self._namespace}, so nothing was written.\n"
-                "Correct workload or namespace; a pod gets its ranges from the workload that it belongs to."
-            )
-        self._live, self._default = live, _bypass.of_values(self._injector())
+            raise _bypass.missing(self._kind, self._name, self._namespace)
+        self._live = live
+        self._default = _bypass.of_values(_control_plane.injector_if_any(self.cluster, self._params["istio_namespace"], self._params["revision"]))
         return _bypass.plan_workload(live, self._given, self._default)
 
     def returns(self, plan: Plan) -> dict:
@@ -287,15 +283,6 @@ class _Workload:
 
     def _whole(self, workload: dict) -> dict:
         return _bypass.in_force(_bypass.of_template(workload), self._default)
-
-    def _injector(self) -> dict | None:
-        """None where it cannot be read: the ranges of a workload do not depend on it, only the whole of the result."""
-        try:
-            return _control_plane.injector_config_map(self.cluster, self._params["istio_namespace"], self._params["revision"])
-        except (ClusterError, _control_plane.ControlPlaneError) as error:
-            if isinstance(error, ClusterError) and error.status != 403:
-                raise
-            return None
 
 
 def _swallowed(cluster: Cluster, texts: dict, namespace: str | None) -> list[str]:

@@ -86,7 +86,6 @@ requests:
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _cleanup, _plan
 from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import converge
-from ansible_collections.meshops.istio_egress.plugins.module_utils._bypass import Injection, Rollout
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS
 from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import MANAGED_BY, MANAGED_BY_LABEL
@@ -105,18 +104,16 @@ def main() -> None:
 
         def make_plan() -> _plan.Plan:
             live = {kind: _list(cluster, kind, params) for kind in _cleanup.KINDS if kind != "Secret"}
-            secrets, unseen = _secrets(cluster)
+            secrets, unseen = _labelled(cluster, "Secret")
+            records, unseen_records = _labelled(cluster, "ConfigMap")
+            live["ConfigMap"] += [o for o in records if o["metadata"]["namespace"] != params["istio_namespace"]]
             plan, stays = _cleanup.plan({**live, "Secret": secrets}, params["namespace"], params["istio_namespace"])
-            kept[:] = stays + unseen
+            kept[:] = [*stays, *unseen, *unseen_records]
             return plan
 
         watcher = Watcher(cluster, params["wait_timeout"], params["istio_namespace"])
         onlooker = Onlooker(cluster, params["wait_timeout"], params["istio_namespace"])
-
-        def follow(step: _plan.Wait) -> float:
-            return (onlooker if isinstance(step, (Rollout, Injection)) else watcher).follow(step)
-
-        plan, outcome = converge(make_plan, cluster, module.check_mode, follow if params["wait"] and not module.check_mode else None)
+        plan, outcome = converge(make_plan, cluster, module.check_mode, onlooker.beside(watcher.follow) if params["wait"] and not module.check_mode else None)
         module.warn_all([*watcher.warnings, *onlooker.warnings])
         module.finish(plan, outcome, kept=kept)
 
@@ -131,14 +128,14 @@ def _list(cluster: Cluster, kind: str, params: dict) -> list:
         raise
 
 
-def _secrets(cluster: Cluster) -> tuple[list, list[str]]:
-    """The Secrets with our label; what is said where the account may not list any."""
+def _labelled(cluster: Cluster, kind: str) -> tuple[list, list[str]]:
+    """The objects of a kind with our label; what is said where the account may not list any."""
     try:
-        return cluster.list("Secret", labels=f"{MANAGED_BY_LABEL}={MANAGED_BY}"), []
+        return cluster.list(kind, labels=f"{MANAGED_BY_LABEL}={MANAGED_BY}"), []
     except ClusterError as error:
         if error.status != 403:
             raise
-        return [], ["Secrets of the collection stay, if there are any, since the account may not list secrets"]
+        return [], [f"{kind}s of the collection stay, if there are any, since the account may not list {kind.lower()}s"]
 
 
 if __name__ == "__main__":

@@ -248,8 +248,6 @@ requests:
   sample: 24
 """
 
-from dataclasses import replace
-
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _gateway, _plan, _policy
 from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import converge
 from ansible_collections.meshops.istio_egress.plugins.module_utils._egress_gateways import find_gateways
@@ -261,16 +259,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._writing impo
 
 OPTIONS = {
     "namespace": {"type": "str", "required": True},
-    "gateway": {"type": "str", "default": "istio-system/istio-egressgateway"},
-    "hosts": {"type": "list", "elements": "raw"},
-    "export_to": {"type": "list", "elements": "str", "default": ["."]},
-    "hop": {"type": "str", "choices": ["auto", "mutual_tls", "plain"], "default": "auto"},
-    "tls": {"type": "str", "choices": ["none", "simple", "mutual"], "default": "none"},
-    "credential": {"type": "str", "default": ""},
-    "tls_port": {"type": "int", "default": 443},
-    "tls_verify": {"type": "bool", "default": True},
-    "allow_from": {"type": "list", "elements": "raw", "default": []},
-    "allow_from_mode": {"type": "str", "choices": ["enforce", "shadow"], "default": "enforce"},
+    **_gateway.OPTIONS,
     "policy": {"type": "str", "default": "default"},
     "purge": {"type": "bool", "default": False},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -287,7 +276,7 @@ def main() -> None:
         _policy.check_something_to_remove(params)
         policy = _policy.policy_name(params["policy"])
         everything, hosts = _gateway.split_everything(params["hosts"] or [])
-        listed = _routes(params, hosts) if present else []
+        listed = _gateway.parse_routes({**params, "hosts": hosts}, namespace, policy) if present else []
         removed = () if present else _policy.parse_names(hosts)
         asked = _gateway.DefaultRoute(namespace, policy, params["gateway"], _gateway.DOMAINS, _policy.export_to(params["export_to"]))
         cluster = module.cluster()
@@ -302,7 +291,8 @@ def main() -> None:
             default = _gateway.wanted_default(asked if everything and present else None, without, defaults, wanted, namespace, policy)
             _gateway.check(wanted, [r for r in routes if (r.namespace, r.policy) != (namespace, policy)])
             through = {r.gateway for r in (*routes, *defaults) if (r.namespace, r.policy) == (namespace, policy)}
-            gateways = find_gateways(cluster, through | ({params["gateway"]} if present else set()), required=params["gateway"] if present else None)
+            required = {params["gateway"]} if present else set()
+            gateways = find_gateways(cluster, through | required, required)
             seen.update(wanted=wanted, gateways=gateways, default=default, warnings=check_credentials(cluster, listed))
             return plan_gateway(wanted, default, live, namespace, policy, gateways)
 
@@ -313,15 +303,6 @@ def main() -> None:
             gateway = seen["gateways"][params["gateway"]]
             result["shadow_denied"] = watcher.shadow_denied(gateway.namespace, gateway.selector)
         module.finish(plan, outcome, **result, **module.followed(watcher))
-
-
-def _routes(params: dict, hosts: list) -> list[_gateway.Route]:
-    """The hosts of the task as routes; what the task says of all of them is completed by what an entry says of itself."""
-    tls = _gateway.Origination(params["tls"], params["credential"], params["tls_port"], params["tls_verify"]) if params["tls"] != "none" else None
-    who = _policy.identities("all hosts", params["allow_from"])
-    place = params["namespace"], _policy.policy_name(params["policy"]), params["gateway"], params["hop"], _policy.export_to(params["export_to"])
-    entries = [replace(e, allow_from=e.allow_from or who) for e in _policy.parse_hosts(hosts, at_gateway=True)]
-    return [_gateway.Route(entry, *place, tls, bool(entry.allow_from) and params["allow_from_mode"] == "shadow") for entry in entries]
 
 
 if __name__ == "__main__":

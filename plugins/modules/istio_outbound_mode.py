@@ -178,7 +178,7 @@ requests:
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _control_plane, _meshconfig, _mode
 from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import converge
-from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster
 from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Plan, Wait
 from ansible_collections.meshops.istio_egress.plugins.module_utils._watcher import Watcher
@@ -218,7 +218,8 @@ class _Mesh:
     def __init__(self, module: WritingModule, cluster: Cluster) -> None:
         self._module, self._cluster, self._params = module, cluster, module.params
         if self._params["mode"] == _meshconfig.ALLOW_ANY_DYNAMIC_DNS:
-            _mode.check_mode_name(self._params["mode"], False, _istiod_version(cluster, self._params))
+            place = self._params["istio_namespace"], self._params["revision"]
+            _mode.check_mode_name(self._params["mode"], False, _control_plane.if_allowed(_control_plane.istiod_version, cluster, *place))
 
     def plan(self) -> Plan:
         self._live = _control_plane.mesh_config_map(self._cluster, self._params["istio_namespace"], self._params["revision"])
@@ -274,21 +275,8 @@ class _Namespace:
 
     def _mode_of_mesh(self) -> _mode.InForce | None:
         """None for an account that may not read the mesh config: a namespace's own mode does not depend on it."""
-        try:
-            return _mode.mesh_mode(_control_plane.mesh_config_map(self._cluster, self._params["istio_namespace"], self._params["revision"]))
-        except ClusterError as error:
-            if error.status == 403:
-                return None
-            raise
-
-
-def _istiod_version(cluster: Cluster, params: dict) -> tuple[int, int, int] | None:
-    try:
-        return _control_plane.istiod_version(cluster, params["istio_namespace"], params["revision"])
-    except ClusterError as error:
-        if error.status == 403:
-            return None
-        raise
+        read = _control_plane.if_allowed(_control_plane.mesh_config_map, self._cluster, self._params["istio_namespace"], self._params["revision"])
+        return _mode.mesh_mode(read) if read else None
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import yaml
 
 from api.modules import Account, Object
 
-MODE, HOST, BYPASS = "istio_outbound_mode", "istio_egress_host", "istio_egress_bypass"
+MODE, HOST, BYPASS, POLICY = "istio_outbound_mode", "istio_egress_host", "istio_egress_bypass", "istio_egress_policy"
 
 SOME = {"hosts": ["a.nowrites.test", {"host": "b.nowrites.test", "ports": [80, 443], "owner": "web", "ticket": "NET-1"}, "*.wild.test"]}
 ODD = {
@@ -54,6 +54,8 @@ FOREIGN_DEPLOYMENT = {
         "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "web", "image": "web"}]}},
     },
 }  # fmt: skip
+ONE = {"policy": {"mode": "REGISTRY_ONLY", "hosts": ["a.nowrites.test", "b.nowrites.test:80"]}}
+TWO = {"policy": {"hosts": ["a.nowrites.test"], "bypass": [{"workload": "web", "exclude": ["192.0.2.0/24"]}]}, "wait": False}
 AROUND_WEB = {**AROUND, "workload": "web", "scoped": True}
 
 CASES = {
@@ -79,6 +81,13 @@ CASES = {
     "their workload's ranges, back": Case(
         BYPASS, {**AROUND_WEB, "exclude": None, "state": "absent"}, ((BYPASS, AROUND_WEB),), ("update",), (FOREIGN_DEPLOYMENT,)
     ),
+    "a document, first": Case(POLICY, ONE, (), ("create",) * 4),  # its record, two ServiceEntries, a Sidecar
+    "a document, another": Case(POLICY, TWO, ((POLICY, ONE),), ("update", "update", "delete", "delete"), (FOREIGN_DEPLOYMENT,)),
+    "a document, restored": Case(
+        POLICY, {"state": "restored", "wait": False}, ((POLICY, ONE), (POLICY, TWO)), ("update", "update", "create", "create"), (FOREIGN_DEPLOYMENT,)
+    ),
+    "the first document, restored": Case(POLICY, {"state": "restored"}, ((POLICY, ONE),), ("delete",) * 4),
+    "a document, absent": Case(POLICY, {"state": "absent"}, ((HOST, SOME), (POLICY, ONE)), ("delete",) * 4),
     "their Sidecar, back": Case(MODE, {"state": "absent", "scoped": True}, ((MODE, CLOSED),), ("update",), (FOREIGN_SIDECAR,)),
 }
 
@@ -99,7 +108,7 @@ def place(account: Account) -> str:
 
 
 def arguments_of(module: str, arguments: dict[str, Any], place: str) -> dict[str, Any]:
-    if module == HOST:
+    if module in (HOST, POLICY):
         return {**arguments, "namespace": place, "istio_namespace": place}
     given = {k: v for k, v in arguments.items() if k != "scoped"}
     return {**given, "istio_namespace": place, **({"namespace": place} if "scoped" in arguments else {})}
@@ -152,6 +161,7 @@ def test_taking_back_what_was_never_set_writes_nothing(account: Account, place: 
         (MODE, {"istio_namespace": place}), (MODE, {"istio_namespace": place, "namespace": place}),
         (BYPASS, {"istio_namespace": place, "wait": False}),
         (HOST, {"namespace": place, "hosts": ["a.nowrites.test"]}), (HOST, {"namespace": place, "purge": True}),
+        (POLICY, {"namespace": place, "istio_namespace": place}),
     ]:  # fmt: skip
         result = account.run(module, state="absent", **arguments)
         assert (result["changed"], result.attempts) == (False, [])

@@ -56,22 +56,22 @@ class Runner:
     def sees_writes(self) -> bool:
         return self._account is not None
 
-    def play(self, playbook: str, *options: str, **variables: Any) -> Run:
-        return self._run(["ansible-playbook", f"{COLLECTION}.{playbook}", *options], {"egress_namespace": self.namespace, **variables})
+    def play(self, playbook: str, *options: str, cwd: Path = Path("/"), **variables: Any) -> Run:
+        return self._run(["ansible-playbook", f"{COLLECTION}.{playbook}", *options], {"egress_namespace": self.namespace, **variables}, cwd)
 
     def role(self, name: str, **variables: Any) -> Run:
         return self._run(["ansible", "localhost", "-m", "ansible.builtin.include_role", "-a", f"name={name}"], variables)
 
-    def _run(self, command: list[str], variables: Mapping[str, Any]) -> Run:
+    def _run(self, command: list[str], variables: Mapping[str, Any], cwd: Path = Path("/")) -> Run:
         start = self._account.server.audit_log.stat().st_size if self._account else 0
         done = subprocess.run(
             [*command, "-e", json.dumps(variables)], env=self._environment, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, timeout=LONGEST_RUN, cwd="/",
+            stderr=subprocess.STDOUT, text=True, timeout=LONGEST_RUN, cwd=cwd,
         )  # fmt: skip
         requests = self._account.requests_since(start) if self._account else []
         changed = re.search(r"^localhost +: .*changed=(\d+)", done.stdout, re.MULTILINE)
         stats = re.search(r"^\tRUN: (\{.*\})$", done.stdout, re.MULTILINE)
-        results = json.loads(stats[1])["egress_results"] if stats else {}
+        results = json.loads(stats[1]).get("egress_results", {}) if stats else {}
         return Run(done.returncode, done.stdout, int(changed[1]) if changed else -1, results, [str(r) for r in requests if _is_write(r)])
 
 

@@ -1,0 +1,264 @@
+"""What a policy's document says, what is recorded of it, and the steps from one document to another. Objects as the API has them; no cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import yaml
+
+from ansible_collections.meshops.istio_egress.plugins.module_utils import _document, _gateway
+from ansible_collections.meshops.istio_egress.plugins.module_utils._document import Record, essence, next_record, parse, read_record, record_object
+from ansible_collections.meshops.istio_egress.plugins.module_utils._document_plan import NOTHING, Around, Place, plan_document, record_change, rendered
+from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Wait
+from unit.tasks import known_to, states
+from unit.test_gateway import GATEWAYS, broken_ways
+
+A, B, C = "a.example.com", "b.example.com", "c.example.com"
+PLACE = Place("demo", "web", "istio-system")
+WEB = {
+    "apiVersion": "apps/v1", "kind": "Deployment",
+    "metadata": {"name": "web", "namespace": "demo", "resourceVersion": "1"}, "spec": {"template": {"metadata": {}}},
+}  # fmt: skip
+EXCLUDE = "traffic.sidecar.istio.io/excludeOutboundIPRanges"
+
+
+def through(*hosts, gateway="egress/one", **rest):
+    return {"gateways": [{"gateway": gateway, "hosts": list(hosts), **rest}]}
+
+
+@dataclass
+class Cluster:
+    """Documents applied one after the other, to objects that are a list."""
+
+    objects: list = field(default_factory=list)
+    before: dict = field(default_factory=dict)
+    others: dict = field(default_factory=dict)
+
+    def planned(self, document, purge=True, most=None):
+        kinds = (*_gateway.KINDS, "Sidecar", "Deployment")
+        live = {kind: [o for o in self.objects if o["kind"] == kind] for kind in kinds}
+        workloads = {("Deployment", o["metadata"]["name"]): o for o in live["Deployment"]}
+        others = {name: parse(given, "demo", name) for name, given in self.others.items()}
+        around = Around(live, tuple(live["Sidecar"]), workloads, GATEWAYS, others)
+        before, after = (parse(given, "demo", "web") for given in (self.before, document))
+        return plan_document(before, after, purge, most, around, PLACE)
+
+    def apply(self, document, **options):
+        """The states on the way, first and last included."""
+        seen = states(self.objects, self.planned(document, **options).plan)
+        self.objects, self.before = seen[-1], document
+        return seen
+
+    def annotations(self):
+        return next(o for o in self.objects if o["kind"] == "Deployment")["spec"]["template"]["metadata"].get("annotations", {})
+
+
+def entries(objects):
+    return [o for o in objects if o["kind"] == "ServiceEntry"]
+
+
+def legs(objects):
+    """The hosts that clients are sent to a gateway for."""
+    return {host for o in objects if o["kind"] == "VirtualService" and o["spec"]["gateways"] == ["mesh"] for host in o["spec"]["hosts"]}
+
+
+# -- what a document says -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_document_does_not_say_is_as_by_default() -> None:
+    said = {"hosts": [A], "gateways": [{"hosts": [B]}], "bypass": [{"workload": "web", "exclude": ["203.0.113.0/24"]}]}
+    [route] = parse(said, "demo", "web").routes
+    assert (route.gateway, route.hop, route.export_to) == ("istio-system/istio-egressgateway", "auto", (".",))
+    filled = {
+        "mode": None, "export_to": ["."], "hosts": [A],
+        "gateways": [{"hosts": [B], "hop": "auto", "tls_port": 443, "credential": ""}],
+        "bypass": [{"workload": "web", "exclude": ["203.0.113.0/24"], "include": None}],
+    }  # fmt: skip
+    assert parse(filled, "demo", "web") == parse(said, "demo", "web")
+    assert essence(filled) == said
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        ({"hosts": ["*"]}, "allow every host"),
+        ({"hosts": [A], **through(A)}, f"{A} goes through a gateway twice, or is listed in hosts beside it"),
+        ({"gateways": [*through(A)["gateways"], *through(A, gateway="egress/two")["gateways"]]}, f"{A} goes through a gateway twice"),
+        ({"gateways": [*through("everything")["gateways"], *through("everything")["gateways"]]}, "everything twice"),
+        (through(A, gateway="nowhere"), 'gateway is "nowhere"'),
+        ({"bypass": [{"workload": "web"}, {"workload": "deploy/web"}]}, "Deployment/web is in bypass twice"),
+        ({"bypass": [{"workload": "web", "exclude": ["203.0.113.1"]}]}, "has no length"),
+        ({"export_to": []}, "export_to is empty"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_planned(document: dict, told: str) -> None:
+    with pytest.raises(EgressError, match=told.replace("*", r"\*")) as error:
+        parse(document, "demo", "web")
+    assert str(error.value).count("\n") == 1
+
+
+# -- the record ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_is_read_as_it_was_written() -> None:
+    record = Record({"mode": "REGISTRY_ONLY", "hosts": [{"host": A, "expires": "2027-01-31"}]}, {})
+    written = record_object(record, "demo", "web")
+    assert read_record(written) == record
+    assert yaml.safe_load(written["data"]["policy.yaml"]) == record.document
+    assert _document.records([written]) == {"web": written}
+    assert read_record(None) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"metadata": {"name": "istio-egress-policy-web", "namespace": "demo", "labels": {"team": "a"}}}, "owner: a"),
+        ({"data": {}}, "holds no document"),
+        ({"data": {"policy.yaml": "{"}}, "holds no document"),
+        ({"data": {"policy.yaml": "- a\n"}}, "holds no document"),
+    ],
+)
+def test_a_record_that_is_not_ours_or_was_spoiled_stops_the_task(change: dict, told: str) -> None:
+    with pytest.raises(EgressError, match=told):
+        read_record({**record_object(Record({}), "demo", "web"), **change})
+
+
+def test_one_step_back_is_kept() -> None:
+    one, two = {"hosts": [A]}, {"hosts": [B]}
+    first = next_record(None, "present", one)
+    assert first == Record(one, {})
+    assert next_record(first, "present", one) is first
+    second = next_record(first, "present", two)
+    assert second == Record(two, one)
+
+    back = next_record(second, "restored", None)
+    assert back == Record(one, None)
+    assert next_record(back, "restored", None) is back
+    assert next_record(back, "present", two) == Record(two, one)
+    assert next_record(first, "restored", None) is None
+    assert next_record(None, "restored", None) is None
+    assert next_record(second, "absent", None) is None
+
+
+def test_the_record_is_written_when_it_differs() -> None:
+    old, new = Record({"hosts": [A]}, {}), Record({"hosts": [B]}, {"hosts": [A]})
+    live = record_object(old, "demo", "web")
+    assert record_change(live, old, old, PLACE) is None
+    assert record_change(None, None, old, PLACE).action == "create"
+    assert record_change(live, old, None, PLACE).action == "delete"
+    change = record_change({**live, "metadata": {**live["metadata"], "labels": {**live["metadata"]["labels"], "of": "others"}}}, old, new, PLACE)
+    assert read_record(change.after) == new
+    assert change.after["metadata"]["labels"]["of"] == "others"
+
+
+# -- from document to document ------------------------------------------------------------------------------------------------------
+
+DOCUMENTS = [
+    {},
+    {"hosts": [A, B, f"{C}:80"], "mode": "REGISTRY_ONLY"},
+    {"hosts": [B], **through(A), "mode": "REGISTRY_ONLY"},
+    {**through(A, {"host": B, "ports": [80, 443]}, hop="mutual_tls"), "mode": "ALLOW_ANY"},
+    {"hosts": [A, {"host": "db.example.com", "ports": ["tcp/5432"], "addresses": ["192.0.2.1"]}]},
+    {"gateways": [*through(A)["gateways"], *through(B, gateway="egress/two")["gateways"]]},
+]
+
+
+@pytest.mark.parametrize("first", DOCUMENTS)
+@pytest.mark.parametrize("second", DOCUMENTS)
+def test_a_host_of_both_documents_never_goes_and_nothing_is_left_of_the_first(first: dict, second: dict) -> None:
+    cluster, fresh = Cluster(), Cluster()
+    cluster.apply(first)
+    both = known_to(entries(cluster.objects), "demo")
+    fresh.apply(second)
+    both &= known_to(entries(fresh.objects), "demo")
+    for state in cluster.apply(second):
+        assert both <= known_to(entries(state), "demo")
+        assert broken_ways(state) == []
+    assert {(o["kind"], o["metadata"]["name"]) for o in cluster.objects} == {(o["kind"], o["metadata"]["name"]) for o in fresh.objects}
+    assert legs(cluster.objects) == legs(fresh.objects)
+    assert not cluster.planned(second).plan
+
+
+def test_a_mode_that_opens_comes_first_and_one_that_closes_last() -> None:
+    cluster = Cluster()
+
+    def order(document: dict) -> list[str]:
+        changes = cluster.planned(document).plan.changes
+        cluster.apply(document)
+        return [change.kind for change in changes]
+
+    assert order({"hosts": [A], "mode": "REGISTRY_ONLY"}) == ["ServiceEntry", "Sidecar"]
+    assert order({"hosts": [], "mode": "ALLOW_ANY"}) == ["Sidecar", "ServiceEntry"]
+    assert order({"hosts": [A], "mode": "REGISTRY_ONLY"}) == ["ServiceEntry", "Sidecar"]
+    assert order({}) == ["Sidecar", "ServiceEntry"]
+    assert cluster.objects == []
+
+
+def test_a_mode_that_others_set_is_left_alone() -> None:
+    cluster = Cluster()
+    cluster.apply({"mode": "REGISTRY_ONLY"})
+    cluster.before = {}
+    assert [c.kind for c in cluster.planned({"hosts": [A]}).plan.changes] == ["ServiceEntry"]
+    cluster.before, cluster.others = {"mode": "REGISTRY_ONLY"}, {"other": {"mode": "REGISTRY_ONLY"}}
+    assert not cluster.planned({}).plan
+    with pytest.raises(EgressError, match='Policy "other" of namespace demo sets the mode REGISTRY_ONLY'):
+        cluster.planned({"mode": "ALLOW_ANY"})
+
+
+def test_without_purge_hosts_stay_but_move() -> None:
+    cluster = Cluster()
+    cluster.apply({"hosts": [A, B]})
+    planned = cluster.planned({"hosts": [C], **through(A)}, purge=False)
+    assert [d.entry.host for d in planned.hosts] == [B, C]
+    assert [r.entry.host for r in planned.routes] == [A]
+    cluster.apply({"hosts": [C], **through(A)}, purge=False)
+    planned = cluster.planned({"hosts": [A]}, purge=False)
+    assert [d.entry.host for d in planned.hosts] == [A, B, C]
+    assert planned.routes == []
+
+
+def test_more_hosts_than_may_go_stop_the_task() -> None:
+    cluster = Cluster()
+    cluster.apply({"hosts": [A, B], **through(C)})
+    assert cluster.planned({"hosts": [C]}, most=2).plan  # one that moves does not go
+    with pytest.raises(EgressError, match=f"2 hosts of policy .* would go \\({A}, {B}\\), more than max_delete \\(1\\)"):
+        cluster.planned({"hosts": [C]}, most=1)
+    assert not cluster.planned({"hosts": [A, B], **through(C)}, most=0).plan
+
+
+def test_ranges_come_and_go_with_the_document() -> None:
+    cluster = Cluster([WEB])
+    cluster.apply({"bypass": [{"workload": "deployment/web", "exclude": ["203.0.113.0/24"]}]})
+    assert cluster.annotations() == {EXCLUDE: "203.0.113.0/24"}
+    with pytest.raises(EgressError, match="has bypass for Deployment/web, too"):
+        Cluster(cluster.objects, {}, {"other": cluster.before}).planned(cluster.before)
+    cluster.apply({})
+    assert cluster.annotations() == {}
+    with pytest.raises(EgressError, match="There is no Deployment gone in namespace demo"):
+        cluster.planned({"bypass": [{"workload": "gone", "exclude": []}]})
+    cluster.before = {"bypass": [{"workload": "gone", "exclude": []}]}
+    assert not cluster.planned({}).plan
+
+
+def test_what_changes_nothing_is_looked_at_once() -> None:
+    cluster = Cluster()
+    cluster.apply({"hosts": [A], "mode": "REGISTRY_ONLY"})
+    steps = cluster.planned({"hosts": [A], "mode": "REGISTRY_ONLY"}).plan.steps
+    assert [type(step) for step in steps] == [Wait, Wait]
+    adding = cluster.planned({"hosts": [A, B], "mode": "REGISTRY_ONLY"}).plan.steps
+    assert [type(step) for step in adding] == [Change, Wait, Wait]
+
+
+def test_rendered_objects_are_those_that_are_applied() -> None:
+    document = {"hosts": [A], **through(B, gateway="istio-system/istio-egressgateway"), "mode": "REGISTRY_ONLY", "bypass": [{"workload": "web", "exclude": []}]}
+    objects = rendered(parse(document, "demo", "web"), PLACE)
+    routing = ["Gateway", "DestinationRule", "VirtualService", "VirtualService"]
+    assert [o["kind"] for o in objects] == ["ServiceEntry", "ServiceEntry", *routing, "ServiceEntry", "Sidecar"]
+    gateway = next(o for o in objects if o["kind"] == "Gateway")
+    assert gateway["spec"]["selector"] == {"istio": "egressgateway"}
+    live = {kind: [o for o in objects if o["kind"] == kind] for kind in _gateway.KINDS}
+    gateways = {"istio-system/istio-egressgateway": _gateway.named("istio-system/istio-egressgateway")}
+    around = Around(live, tuple(o for o in objects if o["kind"] == "Sidecar"), {}, gateways)
+    assert not plan_document(NOTHING, parse({**document, "bypass": []}, "demo", "web"), True, None, around, PLACE).plan
