@@ -70,6 +70,8 @@ def parse(given: Mapping[str, Any], namespace: str, policy: str) -> Document:
         workload = _bypass.parse_workload(part["workload"])
         _once("/".join(workload), ["/".join(w) for w in ranges], "is in bypass twice")
         ranges[workload] = _bypass.parse(part)
+        if not ranges[workload]:
+            raise _policy.PolicyError(f"{part['workload']} is in bypass without ranges.\nGive include, exclude or exclude_ports; or leave it out.")
     exported = _policy.export_to("." if name == namespace else name for name in given["export_to"])
     return Document(given["mode"], hosts, exported, tuple(routes.values()), everything, ranges)
 

@@ -340,7 +340,7 @@ def main() -> None:
         asked = params["policy"] if state in ("present", "rendered") else {}
         listed = _document.parse(asked, place.namespace, place.policy)
         if state == "rendered":
-            module.exit_json(changed=False, policy=_document.essence(asked), manifests=rendered(listed, place), **_rest(listed))
+            module.exit_json(changed=False, policy=_document.essence(asked), manifests=rendered(listed, place), pod_annotations=_pod_annotations(listed))
         cluster, seen = module.cluster(), {}
 
         def make_plan() -> _plan.Plan:
@@ -392,12 +392,10 @@ def _around(cluster: Cluster, params: dict, before: Document, after: Document, o
     )
 
 
-def _rest(document: Document) -> dict:
-    """What a document means for objects of others."""
+def _pod_annotations(document: Document) -> dict:
+    """What a document means for pod templates, which are others' to write."""
     return {
-        "pod_annotations": {
-            "/".join(workload): {_bypass.SETTINGS[option].annotation: text for option, text in given.items()} for workload, given in document.ranges.items()
-        }
+        "/".join(workload): {_bypass.SETTINGS[option].annotation: text for option, text in given.items()} for workload, given in document.ranges.items()
     }
 
 

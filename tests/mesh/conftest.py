@@ -30,9 +30,10 @@ READY_WITHIN = 180
 
 LANES = (
     ("test_drain",), ("test_follow",),  # these wait more than they work, so they are first, with make test's linters and unit tests beside them
-    ("test_gateway_playbooks", "test_gateway", "test_gateway_no_lost_request", "test_cleanup"),  # share the mesh's own gateway, and hosts behind it
+    # share the mesh's own gateway, and hosts behind it
+    ("test_gateway_playbooks", "test_gateway", "test_gateway_no_lost_request", "test_policy", "test_cleanup"),
     ("test_playbooks",), ("test_scenarios",), ("test_awx",), ("test_lock_down",),
-    ("test_gateway_deploy",), ("test_no_lost_request",), ("test_enforce",),
+    ("test_enforce",), ("test_gateway_deploy",), ("test_no_lost_request",),
 )  # fmt: skip
 """Files whose tests run one after the other in one process, `make mesh` has several; most work first. A file that is not named is a lane of its own."""
 

@@ -24,7 +24,7 @@ import pytest
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster
 from api.modules import WRITES, Account, ApiServer, Request
-from mesh.conftest import scope_of
+from mesh.conftest import RunModule, scope_of
 
 COLLECTION = "meshops.istio_egress"
 ROLE = f"{COLLECTION}.test_source"
@@ -128,27 +128,17 @@ def test_check_mode_writes_nothing_and_says_where_it_ends(runner: Runner, api: A
     assert api.read("Namespace", None, runner.namespace) is None
 
 
-def proves_itself(runner: Runner, cluster: Cluster, playbook: str, results: dict[str, str], tls_cluster: str) -> None:
-    """Runs the playbook; what it reports must be in the sidecar's own log."""
-    start = time.time()
-    run = runner.play(playbook)
-    assert run.code == 0, run.text
-    assert run.changed > 0
-    assert run.results == results
-    if runner.sees_writes:
-        assert run.writes, "what tells writes apart sees none where there are some"
-    is_in_the_log(runner, cluster, start, results, tls_cluster)
-
-
-def is_in_the_log(runner: Runner, cluster: Cluster, start: float, results: dict[str, str], tls_cluster: str) -> None:
-    log = log_since(cluster, runner.namespace, start)
-    assert statuses(log, "httpbin.org", "/headers") == [results[HTTPBIN]]
-    assert statuses(log, "edition.cnn.com", "/politics") == [results[CNN]]
-    assert tls_clusters(log) == [tls_cluster]
-
-
-def test_outbound_mode(runner: Runner, cluster: Cluster) -> None:
-    proves_itself(runner, cluster, "outbound_mode", {HTTPBIN: "502", GOOGLE: "exit 35", CNN: "502"}, "BlackHoleCluster")
+def test_service_entries_and_a_second_run_writes_nothing(runner: Runner, cluster: Cluster) -> None:
+    results = {HTTPBIN: "200", GOOGLE: "200", CNN: "502"}
+    for again in (False, True):
+        start = time.time()
+        run = runner.play("service_entries")
+        assert (run.code, run.results, run.changed > 0) == (0, results, not again), run.text
+        assert bool(run.writes) == (runner.sees_writes and not again), run.writes
+        log = log_since(cluster, runner.namespace, start)
+        assert statuses(log, "httpbin.org", "/headers") == [results[HTTPBIN]]
+        assert statuses(log, "edition.cnn.com", "/politics") == [results[CNN]]
+        assert tls_clusters(log) == ["outbound|443||www.google.com"]
 
 
 def test_outbound_mode_refuses_a_mode_that_does_not_exist(runner: Runner) -> None:
@@ -162,7 +152,8 @@ def egress_objects(api: ApiServer, namespace: str) -> list[tuple[str, dict[str, 
     return [(o["metadata"]["name"], o["spec"]) for kind in ("Sidecar", "ServiceEntry") for o in api.list(kind, namespace)]
 
 
-def test_a_demo_that_fails_puts_the_mode_back(runner: Runner, api: ApiServer) -> None:
+def test_a_demo_that_fails_puts_the_mode_back(runner: Runner, api: ApiServer, run_module: RunModule) -> None:
+    run_module("istio_egress_host", namespace=runner.namespace, policy="test", state="absent", purge=True)
     before = egress_objects(api, runner.namespace)
     run = runner.play("demo", egress_undeclared_urls="http://no-such-host.invalid/")
     assert run.code != 0
@@ -191,17 +182,9 @@ def test_demo(runner: Runner, cluster: Cluster, api: ApiServer) -> None:
     assert egress_objects(api, runner.namespace) == before
 
 
-def test_service_entries_and_a_second_run_writes_nothing(runner: Runner, cluster: Cluster) -> None:
-    results, tls_cluster = {HTTPBIN: "200", GOOGLE: "200", CNN: "502"}, "outbound|443||www.google.com"
-    proves_itself(runner, cluster, "service_entries", results, tls_cluster)
-    start = time.time()
-    second = runner.play("service_entries")
-    assert (second.code, second.changed, second.writes, second.results) == (0, 0, [], results), second.text
-    is_in_the_log(runner, cluster, start, results, tls_cluster)
-
-
-def test_undo_leaves_nothing(runner: Runner, api: ApiServer) -> None:
-    assert len(egress_objects(api, runner.namespace)) == 3
+def test_undo_leaves_nothing(runner: Runner, api: ApiServer, run_module: RunModule) -> None:
+    run_module("istio_egress_host", namespace=runner.namespace, policy="test", hosts=["httpbin.org:80"])
+    assert len(egress_objects(api, runner.namespace)) == 2
     undo = runner.play("service_entries", egress_undo="yes")
     assert (undo.code, undo.changed > 0) == (0, True), undo.text
     assert api.read("Namespace", None, runner.namespace) is None

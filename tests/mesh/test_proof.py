@@ -9,7 +9,7 @@ import random
 
 from proof.prove import cells, prove
 
-CONFIGURATIONS = 12
+CONFIGURATIONS = 8
 
 
 def test_explain_says_what_requests_do(own_mesh):
