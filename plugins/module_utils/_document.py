@@ -10,7 +10,7 @@ machine and another day. `_document_plan` makes the steps.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _bypass, _gateway, _policy
@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What a document may say, as Ansible takes it."""
 
-NOW, BEFORE = "policy.yaml", "before.yaml"
+NOW, BEFORE, LEFT = "policy.yaml", "before.yaml", "left.yaml"
 """Keys of the record."""
 
 Workload = tuple[str, str]
@@ -110,10 +110,14 @@ def _without_defaults(given: Mapping[str, Any], options: Mapping[str, Any]) -> d
 
 @dataclass(frozen=True)
 class Record:
-    """The essence of a document that is applied, and of the one before it: ``{}`` when there was none, None when there is no way back."""
+    """The essence of a document that is applied, and of the one before it: ``{}`` when there was none, None when there is no way back.
+
+    While it is being applied, `left` are those of the documents whose mode or ranges have to be taken back, so that a task that breaks off can be finished.
+    """
 
     document: Mapping[str, Any]
     before: Mapping[str, Any] | None = None
+    left: tuple[Mapping[str, Any], ...] = ()
 
 
 def record_name(policy: str) -> str:
@@ -136,22 +140,23 @@ def read_record(config_map: Mapping[str, Any] | None) -> Record | None:
         raise _policy.PolicyError(f"{name} ({owner_of(config_map)}) stands where the policy would be recorded; nothing was written.\nChoose another name.")
     data = config_map.get("data") or {}
     try:
-        found = {key: yaml.safe_load(data[key]) or {} for key in (NOW, BEFORE) if key in data}
+        found = {key: yaml.safe_load(data[key]) or {} for key in (NOW, BEFORE, LEFT) if key in data}
     except yaml.YAMLError:
         found = {}
-    if NOW not in found or not all(isinstance(value, dict) for value in found.values()):
+    left = found.pop(LEFT, None) or []
+    if NOW not in found or not all(isinstance(value, dict) for value in (*found.values(), *left)):
         raise _policy.PolicyError(
             f"{name} holds no document of a policy in {NOW}: somebody changed it; nothing was written.\n"
             "Correct it, or delete it and apply the document again; what it recorded of the time before is lost then."
         )
-    return Record(found[NOW], found.get(BEFORE))
+    return Record(found[NOW], found.get(BEFORE), tuple(left))
 
 
 def record_object(record: Record, namespace: str, policy: str) -> Object:
     """The ConfigMap for a record, readable for people."""
     import yaml
 
-    texts = {NOW: record.document, **({} if record.before is None else {BEFORE: record.before})}
+    texts = {NOW: record.document, **({} if record.before is None else {BEFORE: record.before}), **({LEFT: list(record.left)} if record.left else {})}
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -161,14 +166,29 @@ def record_object(record: Record, namespace: str, policy: str) -> Object:
 
 
 def next_record(live: Record | None, state: str, asked: Mapping[str, Any] | None) -> Record | None:
-    """What shall be recorded: of the essence `asked` (``present``), of the one before (``restored``), or nothing (``absent``).
+    """What shall be recorded in the end: of the essence `asked` (``present``), of the one before (``restored``), or nothing (``absent``).
 
     The same document again changes nothing, and a policy is brought back once: from there on it is as it was.
     """
     if state == "present":
-        return live if live and live.document == asked else Record(asked or {}, live.document if live else {})
+        same = live is not None and live.document == asked
+        return Record(asked or {}, live.before if same else live.document if live else {})
     if state == "absent" or live is None:
         return None
-    if live.before is None:
-        return live
-    return Record(live.before) if live.before else None
+    back = Record(live.document if live.before is None else live.before)
+    return back if back.document else None
+
+
+def first_record(live: Record | None, now: Record | None, left: tuple[Mapping[str, Any], ...]) -> Record | None:
+    """What is recorded while the way from `live` to `now` is gone. A record that goes stays until then, for what has to be taken back."""
+    if now is None:
+        return Record({}, None, left) if left else live
+    return Record(now.document, now.before, left)
+
+
+def together(documents: Iterable[Document]) -> Document:
+    """Documents that were applied, as far as it takes to know what has to be taken back: the first one, with the mode and the ranges of all."""
+    documents = list(documents)
+    mode = next((d.mode for d in documents if d.mode), None)
+    ranges = {workload: given for d in documents for workload, given in d.ranges.items()}
+    return replace(documents[0], mode=mode, ranges=ranges)

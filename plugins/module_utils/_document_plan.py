@@ -9,12 +9,22 @@ gateway and the direct way always has one of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _bypass, _gateway, _mode, _policy
-from ansible_collections.meshops.istio_egress.plugins.module_utils._document import Document, Record, Workload, record_object
+from ansible_collections.meshops.istio_egress.plugins.module_utils._document import (
+    Document,
+    Record,
+    Workload,
+    first_record,
+    next_record,
+    parse,
+    read_record,
+    record_object,
+    together,
+)
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_plan import plan_gateway
 from ansible_collections.meshops.istio_egress.plugins.module_utils._lint import check_clashes
 from ansible_collections.meshops.istio_egress.plugins.module_utils._meshconfig import REGISTRY_ONLY
@@ -52,13 +62,50 @@ class Around:
 
 @dataclass(frozen=True)
 class Planned:
-    """The steps, and what the policy declares after them."""
+    """The steps, and what the policy declares after them; of a task also its document, typed, and the records before and after."""
 
     plan: Plan
     hosts: list[Declared]
     routes: list[_gateway.Route]
     everything: _gateway.DefaultRoute | None
     warnings: list[str]
+    document: Document = NOTHING
+    was: Record | None = None
+    now: Record | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a task asks for: a state, the essence of a document for ``present``, and what may be taken away on the way there."""
+
+    state: str
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    purge: bool = True
+    most: int | None = None
+
+
+def plan_task(config_map: Object | None, task: Task, look: Callable[[Document, Document], Around], place: Place) -> Planned:
+    """The steps of a task, with those of its record, which `config_map` is, where there is one.
+
+    `look` reads what is live, given the document that was applied and the one that shall be. The record comes first, with what has to be taken back, and
+    is cleared of that in the end, so that a task that broke off is finished when it runs again, or taken back.
+    """
+    was = read_record(config_map)
+    now = next_record(was, task.state, task.asked)
+    said = (was.document, *was.left) if was else ({},)
+    documents = [parse(essence, place.namespace, place.policy) for essence in said]
+    before, after = together(documents), parse(now.document if now else {}, place.namespace, place.policy)
+    planned = plan_document(before, after, task.purge or task.state == "absent", task.most, look(before, after), place)
+    left = tuple(essence for essence, document in zip(said, documents, strict=True) if _says_more(document, after))
+    meanwhile = first_record(was, now, left)
+    first = _record_changes(config_map, was, meanwhile, place)
+    then = _record_changes(first[0].after if first else config_map, meanwhile, now, place)
+    return replace(planned, plan=Plan((*first, *planned.plan.steps, *then)), document=after, was=was, now=now)
+
+
+def _says_more(old: Document, new: Document) -> bool:
+    """Whether there is something to take back that no label of an object tells."""
+    return bool(old.mode and not new.mode) or bool(old.ranges.keys() - new.ranges.keys())
 
 
 def plan_document(before: Document, after: Document, purge: bool, most: int | None, around: Around, place: Place) -> Planned:
@@ -105,16 +152,13 @@ def gateways_of(document: Document) -> set[str]:
     return {route.gateway for route in document.routes} | ({document.everything.gateway} if document.everything else set())
 
 
-def record_change(live: Object | None, record: Record | None, now: Record | None, place: Place) -> Change | None:
-    """What is written into the record, None when it says so already. It comes first: a task that breaks off can then be taken back."""
-    if record == now:
-        return None
-    if now is None:
-        return Change(live, None, "the record of the policy")
-    wanted = record_object(now, place.namespace, place.policy)
-    if live is None:
-        return Change(None, wanted, "the record of the policy")
-    return Change(live, {**live, "data": wanted["data"]}, f"the record of the policy{'' if now.before is not None else ', as it was before'}")
+def _record_changes(live: Object | None, old: Record | None, new: Record | None, place: Place) -> list[Change]:
+    """What turns the ConfigMap `live`, which holds the record `old`, into one that holds `new`."""
+    if old == new:
+        return []
+    wanted = record_object(new, place.namespace, place.policy) if new else None
+    after = {**live, "data": wanted["data"]} if live and wanted else wanted
+    return [Change(live, after, "the record of the policy")]
 
 
 def _agree(after: Document, others: Mapping[str, Document], namespace: str) -> None:

@@ -14,8 +14,8 @@ description:
     ranges around the sidecar. It plans all of it at once and applies it in an order in which no request that is allowed before and after gets lost.
   - What is added comes first, then what is taken away. A mode that opens comes first of all, a mode that closes last of all.
   - The document is recorded in the namespace, in a ConfigMap, together with the one before it. O(state=restored) brings that one back, from any machine.
-  - When the API server refuses a step, the steps before it are undone. When proxies do not follow in time, the task fails, what was written stays, and
-    O(state=restored) takes it back.
+  - When the API server refuses a step, the steps before it are undone. When proxies do not follow in time, or the connection breaks, the task fails and
+    what was written stays; running it again finishes it, and O(state=restored) takes it back.
   - The objects are those of M(meshops.istio_egress.istio_outbound_mode), M(meshops.istio_egress.istio_egress_host),
     M(meshops.istio_egress.istio_egress_gateway) and M(meshops.istio_egress.istio_egress_bypass) with the same policy name. A document takes over
     what these modules have declared under its name.
@@ -307,9 +307,10 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._document imp
 from ansible_collections.meshops.istio_egress.plugins.module_utils._document_plan import (
     Around,
     Place,
+    Planned,
+    Task,
     gateways_of,
-    plan_document,
-    record_change,
+    plan_task,
     rendered,
 )
 from ansible_collections.meshops.istio_egress.plugins.module_utils._egress_gateways import find_gateways
@@ -344,26 +345,25 @@ def main() -> None:
         cluster, seen = module.cluster(), {}
 
         def make_plan() -> _plan.Plan:
-            found = _document.records(cluster.list("ConfigMap", place.namespace, labels=f"{MANAGED_BY_LABEL}={MANAGED_BY}"))
-            own = found.pop(place.policy, None) or cluster.get("ConfigMap", place.namespace, _document.record_name(place.policy))
-            record = _document.read_record(own)
-            now = _document.next_record(record, state, _document.essence(asked))
-            before, after = (_document.parse(r.document if r else {}, place.namespace, place.policy) for r in (record, now))
-            others = {name: _document.parse(_document.read_record(o).document, place.namespace, name) for name, o in found.items()}
-            around = _around(cluster, params, before, after, others)
-            planned = plan_document(before, after, params["purge"] or state == "absent", params["max_delete"], around, place)
-            seen.update(planned=planned, around=around, before=record, now=now, after=after, warnings=check_credentials(cluster, after.routes))
-            change = record_change(own, record, now, place)
-            return _plan.Plan((*([change] if change else []), *planned.plan.steps))
+            records = _document.records(cluster.list("ConfigMap", place.namespace, labels=f"{MANAGED_BY_LABEL}={MANAGED_BY}"))
+            own = records.pop(place.policy, None) or cluster.get("ConfigMap", place.namespace, _document.record_name(place.policy))
+            others = {name: _document.parse(_document.read_record(o).document, place.namespace, name) for name, o in records.items()}
 
-        look = params["wait"] and not module.check_mode
-        watcher = Watcher(cluster, params["wait_timeout"], params["istio_namespace"]) if look else None
+            def look(before: Document, after: Document) -> Around:
+                seen.update(around=_around(cluster, params, before, after, others), warnings=check_credentials(cluster, after.routes))
+                return seen["around"]
+
+            seen["planned"] = plan_task(own, Task(state, _document.essence(asked), params["purge"], params["max_delete"]), look, place)
+            return seen["planned"].plan
+
+        watcher = Watcher(cluster, params["wait_timeout"], params["istio_namespace"]) if params["wait"] and not module.check_mode else None
         onlooker = Onlooker(cluster, params["wait_timeout"], params["istio_namespace"])
         plan, outcome = converge(make_plan, cluster, module.check_mode, onlooker.beside(watcher.follow) if watcher else None)
-        module.warn_all([*seen["warnings"], *seen["planned"].warnings, *_expired(seen["after"]), *onlooker.warnings])
-        if state == "restored" and seen["now"] == seen["before"]:
+        planned = seen["planned"]
+        module.warn_all([*seen["warnings"], *planned.warnings, *_expired(planned.document), *onlooker.warnings])
+        if state == "restored" and planned.was == planned.now:
             module.warn(f'Policy "{place.policy}" of namespace {place.namespace} has no document of before on record, so nothing was brought back.')
-        module.finish(plan, outcome, **_result(seen, place), **_followed(module, watcher, onlooker, plan))
+        module.finish(plan, outcome, **_result(planned, seen["around"], place), **_followed(module, watcher, onlooker, plan))
 
 
 def _around(cluster: Cluster, params: dict, before: Document, after: Document, others: dict[str, Document]) -> Around:
@@ -399,14 +399,13 @@ def _pod_annotations(document: Document) -> dict:
     }
 
 
-def _result(seen: dict, place: Place) -> dict:
-    planned, now = seen["planned"], seen["now"]
+def _result(planned: Planned, around: Around, place: Place) -> dict:
     ways = _gateway.describe(planned.routes, (), planned.everything)
-    chosen = {entry.host: entry.chosen for entry in seen["after"].hosts}
+    chosen = {entry.host: entry.chosen for entry in planned.document.hosts}
     return {
-        "policy": dict(now.document) if now else {},
-        **({"before": dict(now.before)} if now and now.before is not None else {}),
-        "hosts": _plan.describe_hosts(planned.hosts, seen["around"].live["ServiceEntry"], place.namespace, place.policy, chosen),
+        "policy": dict(planned.now.document) if planned.now else {},
+        **({"before": dict(planned.now.before)} if planned.now and planned.now.before is not None else {}),
+        "hosts": _plan.describe_hosts(planned.hosts, around.live["ServiceEntry"], place.namespace, place.policy, chosen),
         "through_gateways": ways["hosts"],
         **({"everything": ways["everything"]} if planned.everything else {}),
     }

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from api.modules import Account, Object, Result
+from api.modules import Account, Object, Relay, Result
 from api.test_cleanup import said
 from api.test_egress_host import lift, refuse
 
@@ -91,6 +91,28 @@ def test_a_document_that_the_server_refuses_half_way_leaves_what_was(account: Ac
     assert refused.writes, "something was written before the refusal"
     assert (objects(account, namespace), recorded(account, namespace)) == (before, record)
     lift(account, admission)
+
+
+def test_a_task_whose_connection_broke_is_finished_when_it_runs_again(account: Account, namespace: str, task: Callable[..., Result]) -> None:
+    """The mode was the first document's, and nothing but the record tells the second run that it has to be taken back."""
+    task(policy=ONE)
+    written: list[str] = []
+
+    def hang_up(method: str, path: str) -> None:
+        if method != "GET":
+            written.append(path)
+        if len(written) > 1:
+            raise ConnectionError
+
+    with Relay(account.server, hang_up) as relay:
+        broken = task(host=relay.url, api_key=account.token, policy=TWO)
+    assert broken["failed"] and "run the task again" in broken.msg
+    assert recorded(account, namespace) == {"policy.yaml": TWO, "before.yaml": ONE, "left.yaml": [ONE]}
+    assert "Sidecar/egress-mode" in objects(account, namespace)
+    task(policy=TWO)
+    assert recorded(account, namespace) == {"policy.yaml": TWO, "before.yaml": ONE}
+    assert sorted(objects(account, namespace)) == ["ConfigMap/istio", "ServiceEntry/egress-web-443-1"]
+    assert task(policy=TWO).attempts == []
 
 
 def test_too_many_hosts_do_not_go(account: Account, namespace: str, task: Callable[..., Result]) -> None:

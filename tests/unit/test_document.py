@@ -9,7 +9,7 @@ import yaml
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _document, _gateway
 from ansible_collections.meshops.istio_egress.plugins.module_utils._document import Record, essence, next_record, parse, read_record, record_object
-from ansible_collections.meshops.istio_egress.plugins.module_utils._document_plan import NOTHING, Around, Place, plan_document, record_change, rendered
+from ansible_collections.meshops.istio_egress.plugins.module_utils._document_plan import NOTHING, Around, Place, Task, plan_document, plan_task, rendered
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Wait
 from unit.tasks import known_to, states
@@ -30,26 +30,32 @@ def through(*hosts, gateway="egress/one", **rest):
 
 @dataclass
 class Cluster:
-    """Documents applied one after the other, to objects that are a list."""
+    """Tasks one after the other, for objects that are a list."""
 
     objects: list = field(default_factory=list)
-    before: dict = field(default_factory=dict)
     others: dict = field(default_factory=dict)
 
-    def planned(self, document, purge=True, most=None):
-        kinds = (*_gateway.KINDS, "Sidecar", "Deployment")
-        live = {kind: [o for o in self.objects if o["kind"] == kind] for kind in kinds}
+    def record(self):
+        return next((o for o in self.objects if o["kind"] == "ConfigMap"), None)
+
+    def planned(self, document=None, state="present", purge=True, most=None):
+        return plan_task(self.record(), Task(state, document, purge, most), self.look, PLACE)
+
+    def look(self, before, after):
+        live = {kind: [o for o in self.objects if o["kind"] == kind] for kind in (*_gateway.KINDS, "Sidecar", "Deployment")}
         workloads = {("Deployment", o["metadata"]["name"]): o for o in live["Deployment"]}
         others = {name: parse(given, "demo", name) for name, given in self.others.items()}
-        around = Around(live, tuple(live["Sidecar"]), workloads, GATEWAYS, others)
-        before, after = (parse(given, "demo", "web") for given in (self.before, document))
-        return plan_document(before, after, purge, most, around, PLACE)
+        return Around(live, tuple(live["Sidecar"]), workloads, GATEWAYS, others)
 
-    def apply(self, document, **options):
-        """The states on the way, first and last included."""
-        seen = states(self.objects, self.planned(document, **options).plan)
-        self.objects, self.before = seen[-1], document
+    def apply(self, document=None, state="present", breaks_off=None, **options):
+        """The states on the way, first and last included; as far as `breaks_off` changes."""
+        seen = states(self.objects, self.planned(document, state, **options).plan)[: None if breaks_off is None else breaks_off + 1]
+        self.objects = seen[-1]
         return seen
+
+    def meaning(self):
+        """The objects, but for what the server adds."""
+        return {(o["kind"], o["metadata"]["name"]): (o.get("spec"), o.get("data")) for o in self.objects}
 
     def annotations(self):
         return next(o for o in self.objects if o["kind"] == "Deployment")["spec"]["template"]["metadata"].get("annotations", {})
@@ -130,28 +136,28 @@ def test_one_step_back_is_kept() -> None:
     one, two = {"hosts": [A]}, {"hosts": [B]}
     first = next_record(None, "present", one)
     assert first == Record(one, {})
-    assert next_record(first, "present", one) is first
+    assert next_record(first, "present", one) == first
     second = next_record(first, "present", two)
     assert second == Record(two, one)
 
     back = next_record(second, "restored", None)
     assert back == Record(one, None)
-    assert next_record(back, "restored", None) is back
+    assert next_record(back, "restored", None) == back
     assert next_record(back, "present", two) == Record(two, one)
     assert next_record(first, "restored", None) is None
     assert next_record(None, "restored", None) is None
     assert next_record(second, "absent", None) is None
 
 
-def test_the_record_is_written_when_it_differs() -> None:
-    old, new = Record({"hosts": [A]}, {}), Record({"hosts": [B]}, {"hosts": [A]})
-    live = record_object(old, "demo", "web")
-    assert record_change(live, old, old, PLACE) is None
-    assert record_change(None, None, old, PLACE).action == "create"
-    assert record_change(live, old, None, PLACE).action == "delete"
-    change = record_change({**live, "metadata": {**live["metadata"], "labels": {**live["metadata"]["labels"], "of": "others"}}}, old, new, PLACE)
-    assert read_record(change.after) == new
-    assert change.after["metadata"]["labels"]["of"] == "others"
+def test_the_record_comes_first_and_keeps_what_others_wrote_on_it() -> None:
+    cluster = Cluster()
+    cluster.apply({"hosts": [A]})
+    cluster.record()["metadata"]["labels"]["of"] = "others"
+    changes = cluster.planned({"hosts": [B]}).plan.changes
+    assert [c.kind for c in changes] == ["ConfigMap", "ServiceEntry", "ServiceEntry"]
+    assert read_record(changes[0].after) == Record({"hosts": [B]}, {"hosts": [A]})
+    assert changes[0].after["metadata"]["labels"]["of"] == "others"
+    assert [c.kind for c in cluster.planned(state="absent").plan.changes] == ["ServiceEntry", "ConfigMap"]
 
 
 # -- from document to document ------------------------------------------------------------------------------------------------------
@@ -177,9 +183,41 @@ def test_a_host_of_both_documents_never_goes_and_nothing_is_left_of_the_first(fi
     for state in cluster.apply(second):
         assert both <= known_to(entries(state), "demo")
         assert broken_ways(state) == []
-    assert {(o["kind"], o["metadata"]["name"]) for o in cluster.objects} == {(o["kind"], o["metadata"]["name"]) for o in fresh.objects}
+    assert cluster.meaning().keys() == fresh.meaning().keys()
     assert legs(cluster.objects) == legs(fresh.objects)
     assert not cluster.planned(second).plan
+
+
+AROUND = {"bypass": [{"workload": "web", "exclude": ["203.0.113.0/24"]}]}
+FULL = {"hosts": [B], **through(A), "mode": "REGISTRY_ONLY", **AROUND}
+
+
+@pytest.mark.parametrize("second", [{"hosts": [A]}, {**through(A, B), "mode": "ALLOW_ANY"}, {**AROUND, "mode": "REGISTRY_ONLY"}, {}])
+@pytest.mark.parametrize("state", ["present", "restored", "absent"])
+def test_a_task_that_broke_off_is_finished_or_taken_back(second: dict, state: str) -> None:
+    """After each of its changes."""
+    def begun() -> Cluster:
+        cluster = Cluster([WEB])
+        cluster.apply(FULL if state == "present" else second)
+        if state != "present":
+            cluster.apply(FULL)
+        return cluster
+
+    asked = second if state == "present" else None
+    before, done = begun(), begun()
+    changes = len(done.apply(asked, state)) - 1
+    for number in range(changes):
+        broken = begun()
+        broken.apply(asked, state, breaks_off=number)
+        broken.apply(asked, state)
+        assert broken.meaning() == done.meaning(), number
+        assert not broken.planned(asked, state).plan
+        if state == "present" and number:
+            back = begun()
+            back.apply(asked, breaks_off=number)
+            back.apply(state="restored")
+            assert {k: v for k, v in back.meaning().items() if k[0] != "ConfigMap"} == {k: v for k, v in before.meaning().items() if k[0] != "ConfigMap"}
+            assert read_record(back.record()) == Record(FULL)
 
 
 def test_a_mode_that_opens_comes_first_and_one_that_closes_last() -> None:
@@ -188,22 +226,24 @@ def test_a_mode_that_opens_comes_first_and_one_that_closes_last() -> None:
     def order(document: dict) -> list[str]:
         changes = cluster.planned(document).plan.changes
         cluster.apply(document)
-        return [change.kind for change in changes]
+        return [change.kind for change in changes if change.kind != "ConfigMap"]
 
     assert order({"hosts": [A], "mode": "REGISTRY_ONLY"}) == ["ServiceEntry", "Sidecar"]
     assert order({"hosts": [], "mode": "ALLOW_ANY"}) == ["Sidecar", "ServiceEntry"]
     assert order({"hosts": [A], "mode": "REGISTRY_ONLY"}) == ["ServiceEntry", "Sidecar"]
     assert order({}) == ["Sidecar", "ServiceEntry"]
+    cluster.apply(state="absent")
     assert cluster.objects == []
 
 
 def test_a_mode_that_others_set_is_left_alone() -> None:
     cluster = Cluster()
     cluster.apply({"mode": "REGISTRY_ONLY"})
-    cluster.before = {}
-    assert [c.kind for c in cluster.planned({"hosts": [A]}).plan.changes] == ["ServiceEntry"]
-    cluster.before, cluster.others = {"mode": "REGISTRY_ONLY"}, {"other": {"mode": "REGISTRY_ONLY"}}
-    assert not cluster.planned({}).plan
+    cluster.objects.remove(cluster.record())  # as if istio_outbound_mode had set it
+    assert [c.kind for c in cluster.planned({"hosts": [A]}).plan.changes] == ["ConfigMap", "ServiceEntry"]
+    cluster.apply({"mode": "REGISTRY_ONLY"})
+    cluster.others = {"other": {"mode": "REGISTRY_ONLY"}}
+    assert [c.kind for c in cluster.planned({}).plan.final()] == ["ConfigMap"]
     with pytest.raises(EgressError, match='Policy "other" of namespace demo sets the mode REGISTRY_ONLY'):
         cluster.planned({"mode": "ALLOW_ANY"})
 
@@ -231,16 +271,18 @@ def test_more_hosts_than_may_go_stop_the_task() -> None:
 
 def test_ranges_come_and_go_with_the_document() -> None:
     cluster = Cluster([WEB])
-    cluster.apply({"bypass": [{"workload": "deployment/web", "exclude": ["203.0.113.0/24"]}]})
+    cluster.apply(AROUND)
     assert cluster.annotations() == {EXCLUDE: "203.0.113.0/24"}
     with pytest.raises(EgressError, match="has bypass for Deployment/web, too"):
-        Cluster(cluster.objects, {}, {"other": cluster.before}).planned(cluster.before)
+        Cluster([WEB], {"other": AROUND}).planned(AROUND)
     cluster.apply({})
     assert cluster.annotations() == {}
     with pytest.raises(EgressError, match="There is no Deployment gone in namespace demo"):
         cluster.planned({"bypass": [{"workload": "gone", "exclude": []}]})
-    cluster.before = {"bypass": [{"workload": "gone", "exclude": []}]}
-    assert not cluster.planned({}).plan
+    cluster.apply(AROUND)
+    cluster.objects = [cluster.record()]  # the workload has gone meanwhile
+    cluster.apply({})
+    assert [o["kind"] for o in cluster.objects] == ["ConfigMap"]
 
 
 def test_what_changes_nothing_is_looked_at_once() -> None:
@@ -249,7 +291,7 @@ def test_what_changes_nothing_is_looked_at_once() -> None:
     steps = cluster.planned({"hosts": [A], "mode": "REGISTRY_ONLY"}).plan.steps
     assert [type(step) for step in steps] == [Wait, Wait]
     adding = cluster.planned({"hosts": [A, B], "mode": "REGISTRY_ONLY"}).plan.steps
-    assert [type(step) for step in adding] == [Change, Wait, Wait]
+    assert [type(step) for step in adding] == [Change, Change, Wait, Wait]
 
 
 def test_rendered_objects_are_those_that_are_applied() -> None:
