@@ -11,7 +11,7 @@ export ANSIBLE_PIPELINING := true
 export ANSIBLE_INVENTORY_UNPARSED_WARNING := false
 export PATH := $(MESH_CACHE)/venv/bin:$(PATH)
 
-LANES ?= 4
+LANES ?= 3
 USER_CLUSTER := $(KUBECONFIG)
 MESH := tests/cluster/mesh
 unchanged = python tests/tooling/unchanged.py
@@ -34,7 +34,7 @@ demo: setup mesh-up ## one mesh, three playbooks, one table of real requests, an
 	@$(on_mesh) ansible-playbook meshops.istio_egress.demo -e egress_svg=$(CURDIR)/tests/output/demo.svg
 	@echo "demo: the requests after the entries, drawn: tests/output/demo.svg"
 
-test: setup ## mesh, beside it lint, unit, docs, artifact, sanity, cluster and api (13 to 15 min with the mesh built). Begins nothing after a failure
+test: setup ## mesh, beside it lint, unit, docs, artifact, sanity, cluster and api (13 to 16 min with the mesh built). Begins nothing after a failure
 	@python tests/tooling/stages.py mesh lint,unit,docs,artifact,sanity,$(if $(USER_CLUSTER),,cluster,)api
 
 lint: setup ## ruff, yamllint, shellcheck, changelog, docs, ansible-lint (about 1 min, at once when nothing has changed)
@@ -52,7 +52,7 @@ api: setup ## tests against a real API server, without proxies (about 2 min)
 	@$(MESH) up --api-only --name api
 	@KUBECONFIG="$$($(MESH) kubeconfig --name api)" pytest tests/api
 
-# First what changes the whole mesh. Then four tests at a time, which keeps two cores busy; what fails beside others is asked once more with the mesh to
+# First what changes the whole mesh. Then three tests at a time, which keeps two cores busy; what fails beside others is asked once more with the mesh to
 # itself, and only that answer counts.
 mesh: setup mesh-up ## tests against real proxies (about 11 min; LANES=0 for one at a time, about 25)
 	@echo "mesh: pytest tests/mesh against $(or $(USER_CLUSTER),the mesh of this machine)"
