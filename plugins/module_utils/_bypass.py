@@ -53,11 +53,7 @@ SETTINGS = {
 }
 """The options of the module (istio/istio 1.31 manifests/charts/istio-control/istio-discovery/files/injection-template.yaml)."""
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "include": {"type": "list", "elements": "str"},
-    "exclude": {"type": "list", "elements": "str"},
-    "exclude_ports": {"type": "list", "elements": "str"},
-}
+OPTIONS: dict[str, dict[str, Any]] = {option: {"type": "list", "elements": "str"} for option in SETTINGS}
 """The settings as Ansible takes them: of a task, or of one workload in a policy's document."""
 
 Texts = Mapping[str, "str | None"]
@@ -141,6 +137,11 @@ def missing(kind: str, name: str, namespace: str) -> BypassError:
         f"There is no {kind} {name} in namespace {namespace}, so nothing was written.\n"
         "Correct workload or namespace; a pod gets its ranges from the workload that it belongs to."
     )
+
+
+def annotations(texts: Texts) -> dict[str, str | None]:
+    """The settings as annotations of a pod."""
+    return {SETTINGS[option].annotation: text for option, text in texts.items()}
 
 
 def as_lists(texts: Texts) -> dict[str, list[str] | None]:
@@ -239,7 +240,7 @@ def plan_workload(live: Object, given: Mapping[str, str] | None, default: Texts)
     was = of_template(live)
     wanted, record = _settle(was, live, given)
     changed = copy.deepcopy(live)
-    operations = annotate(changed, {SETTINGS[option].annotation: text for option, text in wanted.items()}, "spec", "template")
+    operations = annotate(changed, annotations(wanted), "spec", "template")
     rolls = bool(operations)
     operations += annotate(changed, {BEFORE_ANNOTATION: record})
     kind, metadata = live["kind"], live["metadata"]

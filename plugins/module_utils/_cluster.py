@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -369,6 +369,16 @@ _PLAIN_OPTIONS = {
     "host": "host", "username": "username", "password": "password", "client_cert": "cert_file", "client_key": "key_file",
     "ca_cert": "ssl_ca_cert", "validate_certs": "verify_ssl", "proxy": "proxy", "no_proxy": "no_proxy",
 }  # fmt: skip
+
+
+def if_allowed(read: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """What `read` returns, or None for an account that may not read it, where the rest does not depend on it."""
+    try:
+        return read(*arguments, **keywords)
+    except ClusterError as error:
+        if error.status == 403:
+            return None
+        raise
 
 
 def _where(obj: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError, if_allowed
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
 
 MESH_KEY, VALUES_KEY = "mesh", "values"
@@ -52,16 +52,6 @@ def injector_if_any(cluster: Cluster, istio_namespace: str, revision: str) -> di
         return if_allowed(injector_config_map, cluster, istio_namespace, revision)
     except ControlPlaneError:
         return None
-
-
-def if_allowed(read: Callable[..., Any], *arguments: Any) -> Any:
-    """What `read` returns, or None for an account that may not read it, where the rest does not depend on it."""
-    try:
-        return read(*arguments)
-    except ClusterError as error:
-        if error.status == 403:
-            return None
-        raise
 
 
 def _config_map(cluster: Cluster, istio_namespace: str, revision: str, base: str, key: str, what: str) -> dict[str, Any]:

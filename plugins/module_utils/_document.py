@@ -47,6 +47,11 @@ class Document:
     everything: _gateway.DefaultRoute | None = None
     ranges: Mapping[Workload, Mapping[str, str]] = field(default_factory=dict)
 
+    @property
+    def entries(self) -> tuple[_policy.HostEntry, ...]:
+        """All hosts, whichever way they take."""
+        return (*self.hosts, *(route.entry for route in self.routes))
+
 
 def parse(given: Mapping[str, Any], namespace: str, policy: str) -> Document:
     """A document for a namespace. Raises PolicyError, GatewayError or BypassError that names what is wrong in it."""

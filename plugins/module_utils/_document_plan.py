@@ -142,9 +142,13 @@ def plan_document(before: Document, after: Document, purge: bool, most: int | No
 def rendered(document: Document, place: Place) -> list[Object]:
     """The objects that the document means in a cluster that has none of them, whose gateways have the labels and ports that istioctl gives."""
     gateways = {reference: _gateway.named(reference) for reference in gateways_of(document)}
-    without_ranges = Document(document.mode, document.hosts, document.export_to, document.routes, document.everything)
-    planned = plan_document(NOTHING, without_ranges, True, None, Around(gateways=gateways), place)
+    planned = plan_document(NOTHING, replace(document, ranges={}), True, None, Around(gateways=gateways), place)
     return [change.after for change in planned.plan.final() if change.after]
+
+
+def pod_annotations(document: Document) -> dict[str, dict[str, str | None]]:
+    """What the document means for pod templates, which are others' to write, by kind/name."""
+    return {"/".join(workload): _bypass.annotations(given) for workload, given in document.ranges.items()}
 
 
 def gateways_of(document: Document) -> set[str]:

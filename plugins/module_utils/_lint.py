@@ -9,11 +9,13 @@ Pure: objects that are wanted and objects that exist go in, errors and warnings 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import date
 from typing import Any
 
+from ansible_collections.meshops.istio_egress.plugins.module_utils import _policy
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Declared
 from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import KNOWN_SCOPE, owner_of, policy_of
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HTTP_PROTOCOLS, TLS_PROTOCOLS, PolicyError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HTTP_PROTOCOLS, TLS_PROTOCOLS, HostEntry, PolicyError
 
 
 def check_clashes(wanted: Iterable[Declared], live: Iterable[Mapping[str, Any]], namespace: str, policy: str) -> list[str]:
@@ -53,6 +55,11 @@ def check_clashes(wanted: Iterable[Declared], live: Iterable[Mapping[str, Any]],
                     )
             warnings.append(f"{entry.host} is also declared by {name} ({whose}); the older one decides, and removing yours does not close it.")
     return warnings
+
+
+def expired(entries: Iterable[HostEntry], today: date) -> list[str]:
+    """Warnings about entries whose date is past."""
+    return [f"{host} expired on {day}; remove it, or give it a new date." for host, day in _policy.expired(entries, today)]
 
 
 def _check_capture(host: str, number: int, others: Iterable[Mapping[str, Any]]) -> None:

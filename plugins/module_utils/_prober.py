@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _evidence, _explain, _source, _traffic
-from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError, if_allowed
 from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import PROXY
 from ansible_collections.meshops.istio_egress.plugins.module_utils._inquiry import Inquiry
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import routers
@@ -136,23 +136,17 @@ class Prober:
         if len(names) < 3 or names[2] != "svc":
             return None
         address = line.upstream_host.rpartition(":")[0].strip("[]")
-        try:
-            pods = self._inquiry.pods(names[1])
-        except ClusterError as error:
-            if error.status != 403:
-                raise
+        pods = if_allowed(self._inquiry.pods, names[1])
+        if pods is None:
             self._warn(f"Not allowed to list pods in namespace {names[1]} (403): what its gateway says about requests is missing.")
             return None
         return next((p for p in pods if (p.get("status") or {}).get("podIP") == address and routers([p])), None)
 
     def _log(self, namespace: str, pod: str, started: float) -> str | None:
-        try:
-            return self._cluster.log(namespace, pod, PROXY, since_seconds=int(time.monotonic() - started) + 2)
-        except ClusterError as error:
-            if error.status != 403:
-                raise
+        log = if_allowed(self._cluster.log, namespace, pod, PROXY, since_seconds=int(time.monotonic() - started) + 2)
+        if log is None:
             self._warn(f"Not allowed to read the proxy's log in pod {namespace}/{pod} (403): verdicts rest on what curl saw and on configuration.")
-            return None
+        return log
 
     # -- what else tells ------------------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,15 @@ class WritingModule(EgressModule):
             except ApplyError as error:
                 self.fail_json(msg=f"{self._explain(error.cause)} {error.left}", steps=error.done)
 
+    @property
+    def looks(self) -> bool:
+        """Whether the module waits for what follows a write; in check mode nothing does."""
+        return self.params["wait"] and not self.check_mode
+
+    def watcher(self) -> Watcher | None:
+        """Who waits until proxies follow; None when nobody does."""
+        return Watcher(self._cluster, self.params["wait_timeout"], self.params["istio_namespace"]) if self.looks else None
+
     def finish(self, plan: Plan, outcome: Outcome, **result: Any) -> None:
         """Ends the module with what was (or, in check mode, would be) done, the diff of it, and the module's own `result`."""
         self.exit_json(

@@ -205,8 +205,7 @@ def main() -> None:
     with module.errors_in_plain_words():
         given = _bypass.parse(params) if params["state"] == "present" else None
         scope = _Mesh(module, given) if params["workload"] is None else _Workload(module, given)
-        look = params["wait"] and not module.check_mode
-        onlooker = Onlooker(scope.cluster, params["wait_timeout"], params["istio_namespace"]) if look else None
+        onlooker = Onlooker(scope.cluster, params["wait_timeout"], params["istio_namespace"]) if module.looks else None
         plan, outcome = converge(scope.plan, scope.cluster, module.check_mode, onlooker.follow if onlooker else None)
         result = scope.returns(plan)
         if given:

@@ -86,7 +86,7 @@ requests:
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _cleanup, _plan
 from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import converge
-from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError, if_allowed
 from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS
 from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import MANAGED_BY, MANAGED_BY_LABEL
 from ansible_collections.meshops.istio_egress.plugins.module_utils._rollouts import Onlooker
@@ -113,7 +113,7 @@ def main() -> None:
 
         watcher = Watcher(cluster, params["wait_timeout"], params["istio_namespace"])
         onlooker = Onlooker(cluster, params["wait_timeout"], params["istio_namespace"])
-        plan, outcome = converge(make_plan, cluster, module.check_mode, onlooker.beside(watcher.follow) if params["wait"] and not module.check_mode else None)
+        plan, outcome = converge(make_plan, cluster, module.check_mode, onlooker.beside(watcher.follow) if module.looks else None)
         module.warn_all([*watcher.warnings, *onlooker.warnings])
         module.finish(plan, outcome, kept=kept)
 
@@ -130,12 +130,10 @@ def _list(cluster: Cluster, kind: str, params: dict) -> list:
 
 def _labelled(cluster: Cluster, kind: str) -> tuple[list, list[str]]:
     """The objects of a kind with our label; what is said where the account may not list any."""
-    try:
-        return cluster.list(kind, labels=f"{MANAGED_BY_LABEL}={MANAGED_BY}"), []
-    except ClusterError as error:
-        if error.status != 403:
-            raise
+    found = if_allowed(cluster.list, kind, labels=f"{MANAGED_BY_LABEL}={MANAGED_BY}")
+    if found is None:
         return [], [f"{kind}s of the collection stay, if there are any, since the account may not list {kind.lower()}s"]
+    return found, []
 
 
 if __name__ == "__main__":

@@ -254,7 +254,6 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._egress_gatew
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_credential import check_credentials
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_plan import plan_gateway
 from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS
-from ansible_collections.meshops.istio_egress.plugins.module_utils._watcher import Watcher
 from ansible_collections.meshops.istio_egress.plugins.module_utils._writing import WritingModule
 
 OPTIONS = {
@@ -280,7 +279,7 @@ def main() -> None:
         removed = () if present else _policy.parse_names(hosts)
         asked = _gateway.DefaultRoute(namespace, policy, params["gateway"], _gateway.DOMAINS, _policy.export_to(params["export_to"]))
         cluster = module.cluster()
-        watcher = Watcher(cluster, params["wait_timeout"], params["istio_namespace"]) if params["wait"] and not module.check_mode else None
+        watcher = module.watcher()
         seen: dict = {}
 
         def make_plan() -> _plan.Plan:

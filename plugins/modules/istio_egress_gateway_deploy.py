@@ -256,8 +256,7 @@ def main() -> None:
         cluster = module.cluster()
         present = module.params["state"] == "present"
         task = _Present(module, cluster, settings) if present else _Absent(module, cluster)
-        look = present and module.params["wait"] and not module.check_mode
-        watcher = _egress_gateways.ServiceWatcher(cluster, module.params["wait_timeout"]) if look else None
+        watcher = _egress_gateways.ServiceWatcher(cluster, module.params["wait_timeout"]) if present and module.looks else None
         plan, outcome = converge(task.plan, cluster, module.check_mode, watcher.follow if watcher else None)
         result = task.returns(plan)
         if present:

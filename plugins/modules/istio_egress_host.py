@@ -216,7 +216,6 @@ from datetime import date
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _lint, _objects, _plan, _policy
 from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import converge
 from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS
-from ansible_collections.meshops.istio_egress.plugins.module_utils._watcher import Watcher
 from ansible_collections.meshops.istio_egress.plugins.module_utils._writing import WritingModule
 
 OPTIONS = {
@@ -240,9 +239,9 @@ def main() -> None:
         export_to = _policy.export_to("." if name == namespace else name for name in params["export_to"])
         listed = _policy.parse_hosts(params["hosts"] or []) if present else ()
         unlisted = set() if present else set(_policy.parse_names(params["hosts"] or []))
-        module.warn_all([f"{host} expired on {day}; remove it, or give it a new date." for host, day in _policy.expired(listed, date.today())])
+        module.warn_all(_lint.expired(listed, date.today()))
         cluster = module.cluster()
-        watcher = Watcher(cluster, params["wait_timeout"], params["istio_namespace"]) if params["wait"] and not module.check_mode else None
+        watcher = module.watcher()
         seen: dict = {}
 
         def make_plan() -> _plan.Plan:

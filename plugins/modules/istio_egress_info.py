@@ -141,7 +141,7 @@ from datetime import date
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _control_plane, _info, _mode
-from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError, if_allowed
 from ansible_collections.meshops.istio_egress.plugins.module_utils._inquiry import Inquiry
 from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, EgressModule
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import sidecars, workloads
@@ -173,27 +173,17 @@ def see(watcher: Watcher, pods: list[Mapping[str, Any]]) -> list[_info.Seen]:
 
 
 def mesh_mode(cluster: Cluster, istio_namespace: str, revision: str, warnings: list[str]) -> tuple[str, str] | None:
-    try:
-        in_force = _mode.mesh_mode(_control_plane.mesh_config_map(cluster, istio_namespace, revision))
-        return in_force.mode, in_force.source
-    except ClusterError as error:
-        if error.status != 403:
-            raise
+    config_map = if_allowed(_control_plane.mesh_config_map, cluster, istio_namespace, revision)
+    if config_map is None:
         warnings.append("The mesh config could not be read (403); modes that come from it are not known.")
         return None
+    in_force = _mode.mesh_mode(config_map)
+    return in_force.mode, in_force.source
 
 
 def gateways_ready(inquiry: Inquiry, references: set[str]) -> dict[str, bool | None]:
     """Whether a gateway proxy is ready in the namespace of each gateway's Service; None where that may not be seen."""
-    result: dict[str, bool | None] = {}
-    for reference in references:
-        try:
-            result[reference] = inquiry.serves(*reference.split("/", 1))
-        except ClusterError as error:
-            if error.status != 403:
-                raise
-            result[reference] = None
-    return result
+    return {reference: if_allowed(inquiry.serves, *reference.split("/", 1)) for reference in references}
 
 
 def main() -> None:

@@ -300,9 +300,9 @@ requests:
 
 from datetime import date
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils import _bypass, _control_plane, _document, _gateway, _mode, _plan, _policy
+from ansible_collections.meshops.istio_egress.plugins.module_utils import _bypass, _control_plane, _document, _gateway, _lint, _mode, _plan, _policy
 from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import converge
-from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster
+from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, if_allowed
 from ansible_collections.meshops.istio_egress.plugins.module_utils._document import Document
 from ansible_collections.meshops.istio_egress.plugins.module_utils._document_plan import (
     Around,
@@ -311,6 +311,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._document_pla
     Task,
     gateways_of,
     plan_task,
+    pod_annotations,
     rendered,
 )
 from ansible_collections.meshops.istio_egress.plugins.module_utils._egress_gateways import find_gateways
@@ -341,7 +342,7 @@ def main() -> None:
         asked = params["policy"] if state in ("present", "rendered") else {}
         listed = _document.parse(asked, place.namespace, place.policy)
         if state == "rendered":
-            module.exit_json(changed=False, policy=_document.essence(asked), manifests=rendered(listed, place), pod_annotations=_pod_annotations(listed))
+            module.exit_json(changed=False, policy=_document.essence(asked), manifests=rendered(listed, place), pod_annotations=pod_annotations(listed))
         cluster, seen = module.cluster(), {}
 
         def make_plan() -> _plan.Plan:
@@ -350,27 +351,27 @@ def main() -> None:
             others = {name: _document.parse(_document.read_record(o).document, place.namespace, name) for name, o in records.items()}
 
             def look(before: Document, after: Document) -> Around:
-                seen.update(around=_around(cluster, params, before, after, others), warnings=check_credentials(cluster, after.routes))
+                seen.update(around=_around(cluster, place, params["revision"], before, after, others), warnings=check_credentials(cluster, after.routes))
                 return seen["around"]
 
             seen["planned"] = plan_task(own, Task(state, _document.essence(asked), params["purge"], params["max_delete"]), look, place)
             return seen["planned"].plan
 
-        watcher = Watcher(cluster, params["wait_timeout"], params["istio_namespace"]) if params["wait"] and not module.check_mode else None
+        watcher = module.watcher()
         onlooker = Onlooker(cluster, params["wait_timeout"], params["istio_namespace"])
         plan, outcome = converge(make_plan, cluster, module.check_mode, onlooker.beside(watcher.follow) if watcher else None)
         planned = seen["planned"]
-        module.warn_all([*seen["warnings"], *planned.warnings, *_expired(planned.document), *onlooker.warnings])
+        module.warn_all([*seen["warnings"], *planned.warnings, *_lint.expired(planned.document.entries, date.today()), *onlooker.warnings])
         if state == "restored" and planned.was == planned.now:
             module.warn(f'Policy "{place.policy}" of namespace {place.namespace} has no document of before on record, so nothing was brought back.')
         module.finish(plan, outcome, **_result(planned, seen["around"], place), **_followed(module, watcher, onlooker, plan))
 
 
-def _around(cluster: Cluster, params: dict, before: Document, after: Document, others: dict[str, Document]) -> Around:
+def _around(cluster: Cluster, place: Place, revision: str, before: Document, after: Document, others: dict[str, Document]) -> Around:
     """What is live and of concern. Nothing is read that neither document speaks of, so that an account needs no rights for it."""
-    namespace, place = params["namespace"], (params["istio_namespace"], params["revision"])
+    namespace, control_plane = place.namespace, (place.istio_namespace, revision)
     live = {"ServiceEntry": cluster.list_visible("ServiceEntry", namespace)}
-    mine = [r for r in _gateway.read_routes(live["ServiceEntry"]) if (r.namespace, r.policy) == (namespace, _policy.policy_name(params["name"]))]
+    mine = [r for r in _gateway.read_routes(live["ServiceEntry"]) if (r.namespace, r.policy) == (namespace, place.policy)]
     through = {r.gateway for r in mine} | gateways_of(before) | gateways_of(after)
     if through:
         live |= {kind: cluster.list(kind) for kind in _gateway.KINDS if kind != "ServiceEntry"}
@@ -378,9 +379,9 @@ def _around(cluster: Cluster, params: dict, before: Document, after: Document, o
     sidecars: list = []
     if before.mode or after.mode:
         sidecars = cluster.list_visible("Sidecar", namespace)
-        mesh = _control_plane.if_allowed(_control_plane.mesh_config_map, cluster, *place)
+        mesh = if_allowed(_control_plane.mesh_config_map, cluster, *control_plane)
     workloads = {(kind, name): cluster.get(kind, namespace, name) for kind, name in {*before.ranges, *after.ranges}}
-    ranges = _control_plane.injector_if_any(cluster, *place) if workloads else None
+    ranges = _control_plane.injector_if_any(cluster, *control_plane) if workloads else None
     return Around(
         live,
         tuple(sidecars),
@@ -390,13 +391,6 @@ def _around(cluster: Cluster, params: dict, before: Document, after: Document, o
         _mode.mesh_mode(mesh) if mesh else None,
         _bypass.of_values(ranges),
     )
-
-
-def _pod_annotations(document: Document) -> dict:
-    """What a document means for pod templates, which are others' to write."""
-    return {
-        "/".join(workload): {_bypass.SETTINGS[option].annotation: text for option, text in given.items()} for workload, given in document.ranges.items()
-    }
 
 
 def _result(planned: Planned, around: Around, place: Place) -> dict:
@@ -418,11 +412,6 @@ def _followed(module: WritingModule, watcher: Watcher | None, onlooker: Onlooker
         return module.followed(watcher)
     others = any(isinstance(step, _plan.Wait) and step not in rollouts for step in plan.steps)
     return {**module.followed(watcher), "rollouts": onlooker.proxies, "verified": onlooker.verified and (watcher.verified or not others)}
-
-
-def _expired(document: Document) -> list[str]:
-    entries = (*document.hosts, *(route.entry for route in document.routes))
-    return [f"{host} expired on {day}; remove it, or give it a new date." for host, day in _policy.expired(entries, date.today())]
 
 
 if __name__ == "__main__":

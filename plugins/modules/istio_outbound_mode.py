@@ -178,10 +178,9 @@ requests:
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _control_plane, _meshconfig, _mode
 from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import converge
-from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster
+from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, if_allowed
 from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Plan, Wait
-from ansible_collections.meshops.istio_egress.plugins.module_utils._watcher import Watcher
 from ansible_collections.meshops.istio_egress.plugins.module_utils._writing import WritingModule
 
 OPTIONS = {
@@ -200,7 +199,7 @@ def main() -> None:
     with module.errors_in_plain_words():
         cluster = module.cluster()
         result = _Namespace(module, cluster) if module.params["namespace"] else _Mesh(module, cluster)
-        watcher = Watcher(cluster, module.params["wait_timeout"], module.params["istio_namespace"]) if module.params["wait"] and not module.check_mode else None
+        watcher = module.watcher()
         plan, outcome = converge(result.plan, cluster, module.check_mode, watcher.follow if watcher else None)
         drain = {}
         if watcher and plan and watcher.verified:
@@ -219,7 +218,7 @@ class _Mesh:
         self._module, self._cluster, self._params = module, cluster, module.params
         if self._params["mode"] == _meshconfig.ALLOW_ANY_DYNAMIC_DNS:
             place = self._params["istio_namespace"], self._params["revision"]
-            _mode.check_mode_name(self._params["mode"], False, _control_plane.if_allowed(_control_plane.istiod_version, cluster, *place))
+            _mode.check_mode_name(self._params["mode"], False, if_allowed(_control_plane.istiod_version, cluster, *place))
 
     def plan(self) -> Plan:
         self._live = _control_plane.mesh_config_map(self._cluster, self._params["istio_namespace"], self._params["revision"])
@@ -275,7 +274,7 @@ class _Namespace:
 
     def _mode_of_mesh(self) -> _mode.InForce | None:
         """None for an account that may not read the mesh config: a namespace's own mode does not depend on it."""
-        read = _control_plane.if_allowed(_control_plane.mesh_config_map, self._cluster, self._params["istio_namespace"], self._params["revision"])
+        read = if_allowed(_control_plane.mesh_config_map, self._cluster, self._params["istio_namespace"], self._params["revision"])
         return _mode.mesh_mode(read) if read else None
 
 

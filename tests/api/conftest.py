@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster
+from api.modules import Account
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +24,13 @@ def kubeconfig() -> str:
 @pytest.fixture(scope="session")
 def cluster(kubeconfig: str) -> Cluster:
     return Cluster({"kubeconfig": kubeconfig})
+
+
+@pytest.fixture(scope="module")
+def account(kubeconfig: str) -> Iterator[Account]:
+    """An account with all rights, that goes after the tests of a file, and all that it made."""
+    with Account() as account:
+        yield account
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ The control plane of these tests is a namespace with the injector's ConfigMap; n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,12 +15,6 @@ from api.modules import Account, Object, Relay, Result
 MODULE = "istio_egress_bypass"
 EXCLUDE = "traffic.sidecar.istio.io/excludeOutboundIPRanges"
 VALUES = json.dumps({"global": {"tag": "1.31.1", "proxy": {"excludeIPRanges": "", "includeIPRanges": "*"}}}, indent=2)
-
-
-@pytest.fixture(scope="module")
-def account(kubeconfig: str) -> Iterator[Account]:
-    with Account() as account:
-        yield account
 
 
 @pytest.fixture

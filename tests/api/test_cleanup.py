@@ -5,8 +5,6 @@ The control plane of these tests is a namespace with its ConfigMaps; nothing run
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from api.modules import Account, Object, Relay
@@ -14,12 +12,6 @@ from api.modules import Account, Object, Relay
 CLEANUP, MODE, HOST, BYPASS = "istio_egress_cleanup", "istio_outbound_mode", "istio_egress_host", "istio_egress_bypass"
 MESH = "# by hand\r\naccessLogFile: /dev/stdout\r\noutboundTrafficPolicy: {}  # closed\r\n"
 VALUES = '{\n  "global": {\n    "proxy": {\n      "excludeIPRanges": "",\n      "includeIPRanges": "*"\n    }\n  }\n}'
-
-
-@pytest.fixture(scope="module")
-def account(kubeconfig: str) -> Iterator[Account]:
-    with Account() as account:
-        yield account
 
 
 @pytest.fixture

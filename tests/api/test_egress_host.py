@@ -6,7 +6,7 @@ Conflicts, refusals and broken connections are real: another writer, an admissio
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,12 +17,6 @@ from api.modules import Account, Object, Refused, Relay, Result, path_of, wait_u
 MODULE = "istio_egress_host"
 SERVICE_ENTRY = {"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry"}
 MANY = [f"host-{n:03}.many.test" for n in range(500)]
-
-
-@pytest.fixture(scope="module")
-def account(kubeconfig: str) -> Iterator[Account]:
-    with Account() as account:
-        yield account
 
 
 @pytest.fixture

@@ -35,12 +35,6 @@ def bare_server() -> Iterator[subprocess.Popen]:
 
 
 @pytest.fixture(scope="module")
-def account(kubeconfig: str) -> Iterator[Account]:
-    with Account() as account:
-        yield account
-
-
-@pytest.fixture(scope="module")
 def namespace(account: Account) -> str:
     """One for all rows: none of them writes."""
     return account.namespace("errors")

@@ -5,7 +5,6 @@ Seen in the API server's audit log, where a dry run counts as an attempt to writ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,12 +89,6 @@ CASES = {
     "a document, absent": Case(POLICY, {"state": "absent"}, ((HOST, SOME), (POLICY, ONE)), ("delete",) * 4),
     "their Sidecar, back": Case(MODE, {"state": "absent", "scoped": True}, ((MODE, CLOSED),), ("update",), (FOREIGN_SIDECAR,)),
 }
-
-
-@pytest.fixture(scope="module")
-def account(kubeconfig: str) -> Iterator[Account]:
-    with Account() as account:
-        yield account
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ The control plane of these tests is a namespace with its ConfigMap, and where a 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,12 +17,6 @@ from api.modules import Account, Object, Refused, Relay, Result, wait_until
 
 MODULE = "istio_outbound_mode"
 SIDECAR = {"apiVersion": "networking.istio.io/v1", "kind": "Sidecar"}
-
-
-@pytest.fixture(scope="module")
-def account(kubeconfig: str) -> Iterator[Account]:
-    with Account() as account:
-        yield account
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,6 @@ from api.test_egress_host import lift, refuse
 
 ONE = {"mode": "REGISTRY_ONLY", "hosts": ["a.policy.test", {"host": "b.policy.test", "ports": [80], "ticket": "NET-1"}]}
 TWO = {"hosts": ["a.policy.test", "c.policy.test", "d.policy.test"]}
-
-
-@pytest.fixture(scope="module")
-def account(kubeconfig: str) -> Iterator[Account]:
-    with Account() as account:
-        yield account
 
 
 @pytest.fixture
