@@ -22,6 +22,8 @@ from .pid1 import MOUNT_POINTS
 
 MARK = "ISTIO_EGRESS_MESH_RUN"  # in the environment of all that belongs to a run, commands of `mesh exec` included
 CGROUPS = Path("/sys/fs/cgroup")
+POD_WEIGHT = {"cpu.shares": "10240", "cpu.weight": "1000"}
+"""All pods together against one process outside, which has 1024, or 100. With as little as that, DNS and proxies wait for seconds beside a busy test run."""
 
 
 # ---- seen from outside -----------------------------------------------------------------------------------------------------------------
@@ -190,6 +192,9 @@ def _make_cgroups(run: Run) -> None:
             raise MeshError(f"{handed_down}: {failure.strerror}: in a container, run it privileged and with the machine's cgroup namespace") from None
     for group in _cgroup_folders(run, existing=False):
         group.mkdir(exist_ok=True)
+        for name, weight in POD_WEIGHT.items():
+            if (group / name).exists():
+                (group / name).write_text(weight)
 
 
 def _cgroups_busy(run: Run) -> bool:
