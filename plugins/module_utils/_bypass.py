@@ -15,7 +15,7 @@ import ipaddress
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,6 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._errors impor
 from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import INIT, VALIDATION, containers, has_proxy
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Object, annotate, at_version
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait
-from ansible_collections.meshops.istio_egress.plugins.module_utils._text import few
 
 BEFORE_ANNOTATION = "istio-egress.meshops.io/bypass-before"
 KINDS = {
@@ -316,68 +315,3 @@ def said(texts: Texts) -> str:
 def _moves(before: Texts, after: Texts) -> str:
     moves = [f"{o} {before[o] or 'nothing'} → {after[o] or 'nothing'}" for o in SETTINGS if before[o] != after[o]]
     return ", ".join(moves) or "what was there before is noted"
-
-
-# -- what is worth a warning --------------------------------------------------------------------------------------------------------
-
-
-def swallowed(texts: Texts, addresses: Iterable[tuple[str, str]]) -> list[str]:
-    """Those of `addresses` (what it is, IP) that the ranges lead around the sidecar. Sorted, the API server first."""
-    include = None if texts["include"] in (None, "*") else _networks(texts["include"])
-    exclude = _networks(texts["exclude"] or "")
-
-    def around(text: str) -> bool:
-        address = ipaddress.ip_address(text)
-        return _within(address, exclude) or (include is not None and not _within(address, include))
-
-    return sorted((f"{what} {ip}" for what, ip in addresses if around(ip)), key=lambda line: (not line.startswith("the API server"), line))
-
-
-def _networks(text: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
-    return [ipaddress.ip_network(part, strict=False) for part in text.split(",") if part]
-
-
-def _within(address: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: Iterable[Any]) -> bool:
-    return any(address.version == network.version and address in network for network in networks)
-
-
-def addresses_of(services: Iterable[Mapping[str, Any]], pods: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """What the cluster itself answers at, Services and pods: what it is, and the IP."""
-    for service in services:
-        name = f"{service['metadata']['namespace']}/{service['metadata']['name']}"
-        for ip in service["spec"].get("clusterIPs") or [service["spec"].get("clusterIP")]:
-            if ip and ip != "None":
-                yield "the API server" if name == "default/kubernetes" else f"Service {name}", ip
-    for pod in pods:
-        if (pod.get("status") or {}).get("podIP") and not pod["spec"].get("hostNetwork"):
-            yield f"pod {pod['metadata']['namespace']}/{pod['metadata']['name']}", pod["status"]["podIP"]
-
-
-def swallow_warning(lines: list[str]) -> str:
-    return (
-        f"The ranges lead parts of the cluster itself around the sidecar ({few(lines)}), which then have no mTLS, policy or telemetry of the mesh. "
-        "Keep the ranges of the cluster's Services and pods in include, and out of exclude."
-    )
-
-
-_MANAGERS = (
-    ("annotations", "meta.helm.sh/release-name", "Helm release", "in the chart's values for the annotations of its pods"),
-    ("annotations", "argocd.argoproj.io/tracking-id", "Argo CD", "in the repository that it syncs from"),
-    ("labels", "argocd.argoproj.io/instance", "Argo CD application", "in the repository that it syncs from"),
-    ("labels", "helm.toolkit.fluxcd.io/name", "Flux HelmRelease", "in its values"),
-    ("labels", "kustomize.toolkit.fluxcd.io/name", "Flux Kustomization", "in the repository that it syncs from"),
-    ("labels", "olm.owner", "Operator Lifecycle Manager", "in the resource that the operator reads"),
-)
-
-
-def manager_of(workload: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Who else writes the pod template of a workload, and where annotations have to be written to stay; None when nobody is known."""
-    metadata = workload["metadata"]
-    for owner in metadata.get("ownerReferences") or ():
-        if owner.get("controller"):
-            return f"{owner['kind']} {owner['name']}", "in that resource"
-    for part, key, name, where in _MANAGERS:
-        value = (metadata.get(part) or {}).get(key)
-        if value:
-            return f"{name} {value.partition(':')[0]}", where
-    return None

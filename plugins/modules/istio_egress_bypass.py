@@ -183,7 +183,7 @@ requests:
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _bypass, _control_plane
 from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import converge
-from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._bypass_warnings import manager_of, warn_of_cluster, warn_of_manager
 from ansible_collections.meshops.istio_egress.plugins.module_utils._module import ISTIO_OPTIONS, WAIT_OPTIONS
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Plan
 from ansible_collections.meshops.istio_egress.plugins.module_utils._rollouts import Onlooker
@@ -235,7 +235,7 @@ class _Mesh:
 
     def warnings(self, plan: Plan) -> list[str]:
         """Values that the owner does not know of are lost when they are written again; those that are back where they were are not."""
-        found = _swallowed(self.cluster, self._texts, None)
+        found = warn_of_cluster(self.cluster, None, {"new pods": self._texts})
         if plan and _bypass.is_ours(plan.changes[-1].object) and self._owner.overwritten:
             found.append(
                 f"The values of the injector are managed by {self._owner.name}, and the ranges will be overwritten {self._owner.overwritten}. "
@@ -262,7 +262,7 @@ class _Workload:
 
     def returns(self, plan: Plan) -> dict:
         self._texts = self._whole(plan.changes[-1].object if plan else self._live)
-        manager = _bypass.manager_of(self._live)
+        manager = manager_of(self._live)
         return {
             "ranges": _bypass.as_lists(self._texts),
             "previous": _bypass.as_lists(self._whole(self._live)),
@@ -270,31 +270,12 @@ class _Workload:
         }
 
     def warnings(self, plan: Plan) -> list[str]:
-        found = _swallowed(self.cluster, self._texts, self._namespace)
-        manager = _bypass.manager_of(self._live)
-        if plan and manager:
-            lines = ", ".join(f"{s.annotation}: {self._given[o]!r}" for o, s in _bypass.SETTINGS.items() if o in self._given)
-            found.append(
-                f"{self._kind} {self._namespace}/{self._name} is managed by {manager[0]}, which writes its pod template again. "
-                f"To keep the ranges, write the pod annotations {lines} {manager[1]}."
-            )
-        return found
+        whose = f"{self._kind} {self._namespace}/{self._name}"
+        found = warn_of_cluster(self.cluster, self._namespace, {whose: self._texts})
+        return found + (warn_of_manager(self._live, self._given) if plan else [])
 
     def _whole(self, workload: dict) -> dict:
         return _bypass.in_force(_bypass.of_template(workload), self._default)
-
-
-def _swallowed(cluster: Cluster, texts: dict, namespace: str | None) -> list[str]:
-    """A warning when ranges hold Services, or pods of the namespace (None: of the mesh), as far as the account may see them."""
-    try:
-        services = cluster.list("Service")
-        pods = cluster.list("Pod", namespace)
-    except ClusterError as error:
-        if error.status != 403:
-            raise
-        return ["Whether the ranges lead parts of the cluster itself around the sidecar is not known, since the account may not list services and pods."]
-    lines = _bypass.swallowed(texts, _bypass.addresses_of(services, pods))
-    return [_bypass.swallow_warning(lines)] if lines else []
 
 
 if __name__ == "__main__":

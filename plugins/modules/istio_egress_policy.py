@@ -302,6 +302,7 @@ from datetime import date
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _bypass, _control_plane, _document, _gateway, _lint, _mode, _plan, _policy
 from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import converge
+from ansible_collections.meshops.istio_egress.plugins.module_utils._bypass_warnings import warn_of_cluster, warn_of_manager
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, if_allowed
 from ansible_collections.meshops.istio_egress.plugins.module_utils._document import Document
 from ansible_collections.meshops.istio_egress.plugins.module_utils._document_plan import (
@@ -361,10 +362,12 @@ def main() -> None:
         onlooker = Onlooker(cluster, params["wait_timeout"], params["istio_namespace"])
         plan, outcome = converge(make_plan, cluster, module.check_mode, onlooker.beside(watcher.follow) if watcher else None)
         planned = seen["planned"]
-        module.warn_all([*seen["warnings"], *planned.warnings, *_lint.expired(planned.document.entries, date.today()), *onlooker.warnings])
+        around = seen["around"]
+        ranges = _warn_of_ranges(cluster, planned, around, place.namespace)
+        module.warn_all([*seen["warnings"], *planned.warnings, *ranges, *_lint.expired(planned.document.entries, date.today()), *onlooker.warnings])
         if state == "restored" and planned.was == planned.now:
             module.warn(f'Policy "{place.policy}" of namespace {place.namespace} has no document of before on record, so nothing was brought back.')
-        module.finish(plan, outcome, **_result(planned, seen["around"], place), **_followed(module, watcher, onlooker, plan))
+        module.finish(plan, outcome, **_result(planned, around, place), **_followed(module, watcher, onlooker, plan))
 
 
 def _around(cluster: Cluster, place: Place, revision: str, before: Document, after: Document, others: dict[str, Document]) -> Around:
@@ -391,6 +394,16 @@ def _around(cluster: Cluster, place: Place, revision: str, before: Document, aft
         _mode.mesh_mode(mesh) if mesh else None,
         _bypass.of_values(ranges),
     )
+
+
+def _warn_of_ranges(cluster: Cluster, planned: Planned, around: Around, namespace: str) -> list[str]:
+    changed = {(c.object["kind"], c.object["metadata"]["name"]): c.object for c in planned.plan.changes}
+    ranges, warnings = {}, []
+    for workload, given in sorted(planned.document.ranges.items()):
+        live = around.workloads[workload]
+        ranges[f"{live['kind']} {namespace}/{workload[1]}"] = _bypass.in_force(_bypass.of_template(changed.get(workload, live)), around.ranges)
+        warnings += warn_of_manager(live, given) if workload in changed else []
+    return warn_of_cluster(cluster, namespace, ranges) + warnings
 
 
 def _result(planned: Planned, around: Around, place: Place) -> dict:

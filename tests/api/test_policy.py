@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from api.modules import Account, Object, Relay, Result
+from api.test_bypass import workload
 from api.test_cleanup import said
 from api.test_egress_host import lift, refuse
 
@@ -150,6 +151,16 @@ def test_cleanup_takes_the_record_along(account: Account, namespace: str, task: 
     task(policy=ONE)
     account.run("istio_egress_cleanup", namespace=namespace, istio_namespace=account.namespace("mesh"), wait=False)
     assert said(account.server.everything(namespace)) == before
+
+
+def test_ranges_warn_as_those_of_a_task_do(account: Account, namespace: str, task: Callable[..., Result]) -> None:
+    account.server.create(workload("Deployment", namespace, annotations={"meta.helm.sh/release-name": "shop"}))
+    ranges = {"bypass": [{"workload": "web", "include": ["203.0.113.0/24"]}]}
+    first = task(policy=ranges, wait=False).warnings
+    assert [w for w in first if f"The ranges of Deployment {namespace}/web lead parts of the cluster itself" in w and "the API server" in w], first
+    assert [w for w in first if f"Deployment {namespace}/web is managed by Helm release shop" in w], first
+    again = task(policy=ranges, wait=False).warnings
+    assert [w for w in again if "the API server" in w] and not [w for w in again if "Helm" in w], again
 
 
 RIGHTS = [

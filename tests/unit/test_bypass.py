@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils import _bypass, _rollouts, _values
+from ansible_collections.meshops.istio_egress.plugins.module_utils import _bypass, _bypass_warnings, _rollouts, _values
 
 INCLUDE, EXCLUDE, PORTS = (s.annotation for s in _bypass.SETTINGS.values())
 DEFAULT = {"include": "*", "exclude": "", "exclude_ports": ""}
@@ -245,7 +245,7 @@ CLUSTER = [("the API server", "10.96.0.1"), ("Service demo/web", "10.96.7.7"), (
     ids=str,
 )
 def test_what_ranges_swallow(texts, expected):
-    assert _bypass.swallowed({**DEFAULT, **texts}, CLUSTER) == expected
+    assert _bypass_warnings.swallowed({**DEFAULT, **texts}, CLUSTER) == expected
 
 
 def test_what_a_cluster_answers_at():
@@ -256,7 +256,7 @@ def test_what_a_cluster_answers_at():
     ]
     pods = [{**pod(), "status": {"podIP": "10.244.0.9"}}, pod()]
     found = [("the API server", "10.96.0.1"), ("Service demo/web", "10.96.7.7"), ("Service demo/web", "fd00::7"), ("pod demo/p", "10.244.0.9")]
-    assert list(_bypass.addresses_of(services, pods)) == found
+    assert list(_bypass_warnings.addresses_of(services, pods)) == found
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_what_a_cluster_answers_at():
     ids=str,
 )
 def test_who_else_writes_a_workload(metadata, manager):
-    assert (_bypass.manager_of({"metadata": metadata}) or [None])[0] == manager
+    assert (_bypass_warnings.manager_of({"metadata": metadata}) or [None])[0] == manager
 
 
 # -- rollouts -----------------------------------------------------------------------------------------------------------------------
