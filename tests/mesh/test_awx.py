@@ -1,6 +1,6 @@
 """The example for AWX as a controller runs it: ansible-runner, a private data directory, the four variables of the bearer token credential, a survey's strings.
 
-The jobs are those of the workflow in examples/awx/controller.yml, in its order; what it says about a node is what the job gets. Artifacts and events are
+The jobs are those of workflows in examples/awx/controller.yml; what it says about a node is what the job gets. Artifacts and events are
 read where a controller reads them: in the event that ends a playbook, and in the counts per host.
 """
 
@@ -33,8 +33,7 @@ Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_scalar(n
 CONTROLLER = yaml.load((EXAMPLE / "controller.yml").read_text(encoding="utf-8"), Loader)
 TEMPLATES = {template["name"]: template for template in CONTROLLER["controller_templates"]}
 WORKFLOWS = {workflow["name"]: workflow for workflow in CONTROLLER["controller_workflows"]}
-WORKFLOW = WORKFLOWS["Egress hosts of a namespace, with approval"]
-NODES = {node["identifier"]: node for node in WORKFLOW["simplified_workflow_nodes"]}
+HOSTS, DOCUMENT = "Egress hosts of a namespace, with approval", "Document of a namespace, with approval"
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,10 @@ class Job:
 
 
 RunNode = Callable[..., Job]
+
+
+def nodes(workflow: str) -> dict[str, dict[str, Any]]:
+    return {node["identifier"]: node for node in WORKFLOWS[workflow]["simplified_workflow_nodes"]}
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +73,18 @@ def credential(api: ApiServer) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def run_node(credential: dict[str, str], namespace: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> RunNode:
-    """`run_node(NODE, credential={}, **answers)`: the job of a workflow's node, with the answers of its survey, as strings, in a namespace for all of them."""
+    """`run_node(NODE, workflow, change={}, **answers)`: the job of a workflow's node, with the answers of its survey, in a namespace for all of them.
+
+    `change` replaces variables of the credential.
+    """
     place = namespace("awx")
-    defaults = {question["variable"]: question["default"] for question in WORKFLOW["survey_spec"]["spec"]}
     hosts = {host["name"]: host["variables"] for host in CONTROLLER["controller_hosts"]}
 
-    def run(node: str, change: dict[str, str] | None = None, **answers: str) -> Job:
-        template = TEMPLATES[NODES[node]["unified_job_template"]]
-        data = tmp_path_factory.mktemp(node)
+    def run(identifier: str, workflow: str = HOSTS, change: dict[str, str] | None = None, **answers: str) -> Job:
+        node = nodes(workflow)[identifier]
+        template = TEMPLATES[node["unified_job_template"]]
+        defaults = {question["variable"]: question.get("default", "") for question in WORKFLOWS[workflow]["survey_spec"]["spec"]}
+        data = tmp_path_factory.mktemp(identifier)
         shutil.copytree(EXAMPLE / "project", data / "project")
         for path, content in {
             "inventory/hosts.json": {"all": {"hosts": hosts}},
@@ -88,7 +95,7 @@ def run_node(credential: dict[str, str], namespace: Callable[..., str], tmp_path
         }.items():
             (data / path).parent.mkdir(exist_ok=True)
             (data / path).write_text(json.dumps(content), encoding="utf-8")
-        arguments = [option for option, wanted in (("--check", NODES[node]["job_type"] == "check"), ("--diff", NODES[node].get("diff_mode"))) if wanted]
+        arguments = [option for option, wanted in (("--check", node["job_type"] == "check"), ("--diff", node.get("diff_mode"))) if wanted]
         done = ansible_runner.run(private_data_dir=str(data), playbook=template["playbook"], cmdline=" ".join(arguments) or None, quiet=True)
         events = list(done.events)
         stats = [event["event_data"] for event in events if event["event"] == "playbook_on_stats"]
@@ -107,10 +114,10 @@ def no_kubeconfig(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_workflow_checks_asks_applies_and_proves(run_node: RunNode) -> None:
-    order, node = [], next(iter(NODES))
+    order, node = [], next(iter(nodes(HOSTS)))
     while node:
         order.append(node)
-        [node] = NODES[node].get("success_nodes") or [None]
+        [node] = nodes(HOSTS)[node].get("success_nodes") or [None]
     assert order == ["check", "approve", "apply", "prove"]
 
     check = run_node("check")
@@ -144,3 +151,11 @@ def test_undo_is_an_answer(run_node: RunNode) -> None:
     job = run_node("apply", egress_undo="true")
     assert (job.status, job.code) == ("successful", 0), job.output
     assert job.changed > 0
+
+
+def test_a_document_is_an_answer(run_node: RunNode) -> None:
+    job = run_node("apply", DOCUMENT, egress_document="mode: REGISTRY_ONLY\nhosts:\n  - httpbin.org:80\n")
+    assert (job.status, job.code) == ("successful", 0), job.output
+    verdicts = job.artifacts["egress_verify_results"]
+    assert verdicts.pop("http://httpbin.org/") == "allowed"
+    assert set(verdicts.values()) == {"blocked"}
