@@ -21,6 +21,8 @@ WARMING = "dynamic_warming_clusters"
 that a route names, and that is not warming when we look after that, serves."""
 CLUSTERS = "dynamic_active_clusters"
 """The clusters that are warm, for a Snapshot that has to tell whether a route to one may be written."""
+ENDPOINTS = "dynamic_endpoint_configs&include_eds"
+"""The addresses of clusters, those from DNS included, for `without_address`."""
 
 _MODE_OF_ROUTES = {"block_all": "REGISTRY_ONLY", "allow_any": "ALLOW_ANY", "allow_any_dynamic_dns": "ALLOW_ANY_DYNAMIC_DNS"}
 _MODE_OF_CLUSTER = {"BlackHoleCluster": "REGISTRY_ONLY", "PassthroughCluster": "ALLOW_ANY"}
@@ -84,6 +86,12 @@ def read(dump: Mapping[str, Any]) -> Snapshot:
             clusters.add(config["cluster"]["name"])
     warming = frozenset(config["cluster"]["name"] for config in dump.get("warming") or ())
     return Snapshot(frozenset(modes), {destination: frozenset(to) for destination, to in routes.items()}, frozenset(clusters), warming, callers)
+
+
+def without_address(configs: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Names of the clusters among the ``configs`` of ENDPOINTS that have no address."""
+    found = (config["endpoint_config"] for config in configs)
+    return {cluster["cluster_name"] for cluster in found if not any(group.get("lb_endpoints") for group in cluster.get("endpoints") or ())}
 
 
 def _listener_routes(listener: Mapping[str, Any]) -> Iterator[tuple[tuple[str, int], str]]:

@@ -284,8 +284,8 @@ def _ready(after: _State, gateways: Mapping[str, Gateway], guards: list[Object])
     for reference in sorted({r.gateway for r in after.routes}):
         gateway = gateways[reference]
         out = {entry for r in after.routes if r.gateway == reference for p in r.entry.ports for entry in _out(r, p, gateway)}
-        dialled = {cluster for _host, _port, cluster in out}
-        waits.append(_of(gateway, routes=frozenset(out), clusters=frozenset(dialled), guards=_identities(guards, gateway)))
+        dialled = frozenset(cluster for _host, _port, cluster in out)
+        waits.append(_of(gateway, routes=frozenset(out), clusters=dialled, looked_up=dialled, guards=_identities(guards, gateway)))
     clusters: dict[tuple[str, ...], set[str]] = {}
     for route in after.own_way:
         ways = {gateways[route.gateway].cluster(route.gateway_port(p), route.subset(p)) for p in route.entry.ports}

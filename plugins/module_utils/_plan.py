@@ -77,7 +77,8 @@ class Wait:
 
     They must have `present` and no longer `absent`, sets of (host, port number, protocol), or the `mode`. `revision` is the one whose mesh config
     sets the mode, `sidecar` the Sidecar resource (namespace/name) that does; proxies that another one decides for do not follow.
-    `declared_in` is the namespace of the objects that declare `present`.
+    `declared_in` is the namespace of the objects that declare `present`. `looked_up` are Envoy's names of clusters whose addresses come from DNS, which is
+    not waited for: one without an address is reported.
 
     For egress gateways: the proxies have `clusters`, send each (host, port) of `routes` to the cluster named with it, and no longer any of
     `not_routes`. `guards` are AuthorizationPolicies (namespace/name) with the callers that each lets through. `gateways` means the gateway proxies with
@@ -92,6 +93,7 @@ class Wait:
     revision: str | None = None
     sidecar: str | None = None
     declared_in: str = ""
+    looked_up: frozenset[str] = frozenset()
     routes: frozenset[tuple[str, int, str]] = frozenset()
     not_routes: frozenset[tuple[str, int, str]] = frozenset()
     clusters: frozenset[str] = frozenset()
@@ -204,8 +206,11 @@ def _waits(before: Iterable[Object], after: Iterable[Object], others: list[Objec
     kept = {d[:2] for o in after for d in _destinations(o)}
     present: dict[tuple[str, ...], set[tuple[str, int, str]]] = defaultdict(set)
     absent: dict[tuple[str, ...], set[tuple[str, int, str]]] = defaultdict(set)
+    looked_up: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for obj in after:
         present[_seen_by(obj)] |= _destinations(obj)
+        if obj["spec"].get("resolution") == "DNS":
+            looked_up[_seen_by(obj)] |= {f"outbound|{port}||{host}" for host, port, _protocol in _destinations(obj)}
     for obj in before:
         scope = _seen_by(obj)
         theirs = {d[:2] for o in others if _overlap(_seen_by(o), scope) for d in _destinations(o)}
@@ -213,7 +218,7 @@ def _waits(before: Iterable[Object], after: Iterable[Object], others: list[Objec
         if gone:
             absent[scope] |= gone
     scopes = sorted({*present, *absent})
-    return [Wait(scope, frozenset(present[scope]), frozenset(absent[scope]), declared_in=namespace) for scope in scopes]
+    return [Wait(scope, frozenset(present[scope]), frozenset(absent[scope]), declared_in=namespace, looked_up=frozenset(looked_up[scope])) for scope in scopes]
 
 
 def wanted_hosts(

@@ -43,6 +43,7 @@ class Watcher:
         self._sidecar_resources: list[dict[str, Any]] | None = None
         self._proxies: dict[tuple[tuple[str, ...], bool], list[Proxy]] = {}
         self.warnings: list[str] = []
+        self.unresolved: set[str] = set()
         self.verified = False
         self.proxies: dict[str, Any] = {"total": 0, "looked_at": 0, "following": 0, "pending": []}
 
@@ -52,7 +53,7 @@ class Watcher:
         Not waited for, but reported with the reason: sidecars that will never follow, because another Sidecar resource or another revision decides for
         them. A host that a Sidecar resource does not import is not waited for in its pods, and a warning says so.
         """
-        there = [p for p in self.concerned(wait.namespaces, wait.gateways) if all(p.labels.get(k) == v for k, v in wait.selector)]
+        there = self._selected(wait)
         if wait.gateways and not any(p.ready for p in there):
             raise FollowError(
                 f"No pod of the egress gateway in namespace {', '.join(wait.namespaces)} is ready, so nobody was sent there.\n"
@@ -78,6 +79,8 @@ class Watcher:
         if wait.gateways and self.proxies["looked_at"] and not self.proxies["following"]:  # all of them went meanwhile; perhaps others came
             del self._proxies[wait.namespaces, True]
             return round(seconds + self.follow(wait), 2)
+        if wait.looked_up:
+            self._look_up(self._following(wait), wait.looked_up)
         return seconds
 
     def shadow_denied(self, namespace: str, selector: tuple[tuple[str, str], ...]) -> int:
@@ -94,9 +97,7 @@ class Watcher:
 
         Envoy keeps them for its drain time; an open connection to a host that is no longer allowed lives as long.
         """
-        late = {entry["pod"] for entry in self.proxies["pending"]}
-        there = [p for p in self.concerned(wait.namespaces) if str(p) not in late and all(p.labels.get(k) == v for k, v in wait.selector)]
-        return [p for p in _sample(there) if self._chains_draining(p)]
+        return [p for p in self._following(wait) if self._chains_draining(p)]
 
     def drained(self, wait: Wait) -> float:
         """Waits until no sidecar is `draining` any more, or its drain time has passed. Seconds that it took.
@@ -191,6 +192,34 @@ class Watcher:
 
     def _ask(self, proxy: Proxy, path: str) -> str:
         return ask(self._cluster, proxy.namespace, proxy.pod, path)
+
+    def _selected(self, wait: Wait) -> list[Proxy]:
+        return [p for p in self.concerned(wait.namespaces, wait.gateways) if all(p.labels.get(k) == v for k, v in wait.selector)]
+
+    def _following(self, wait: Wait) -> list[Proxy]:
+        """Of those that `wait` concerns, the ones that were seen to follow."""
+        late = {entry["pod"] for entry in self.proxies["pending"]}
+        return _sample([p for p in self._selected(wait) if str(p) not in late])
+
+    def _look_up(self, proxies: list[Proxy], clusters: frozenset[str]) -> None:
+        """Notes which of the clusters have no address in these proxies, which then answer 503."""
+
+        def one(proxy: Proxy) -> set[str]:
+            try:
+                return _envoy.without_address(self._configs(proxy, _envoy.ENDPOINTS)) & clusters
+            except ClusterError:  # it has gone since it was seen to follow
+                return set()
+
+        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
+            found = list(pool.map(one, proxies))
+        for host in sorted({cluster.rpartition("|")[2] for names in found for cluster in names} - self.unresolved):
+            them = [proxy for proxy, names in zip(proxies, found, strict=True) if any(name.endswith(f"|{host}") for name in names)]
+            where = f"{len(them)} of {len(proxies)} proxies ({few([str(p) for p in them])})"
+            self.warnings.append(
+                f"{host} has no address in {where}: DNS does not know it, or did not answer. Requests to it fail there with 503 until Envoy, which asks again "
+                "after a minute, gets one. Correct the name, or look at the cluster's DNS."
+            )
+            self.unresolved.add(host)
 
     def _overridden(self, proxy: Proxy, wait: Wait) -> str:
         """Why a sidecar does not take its mode from what `wait` waits for; empty when it does."""

@@ -52,7 +52,8 @@ class WritingModule(EgressModule):
         if watcher is None:
             return {"verified": False}
         self.warn_all(watcher.warnings)
-        return {"verified": watcher.verified, "proxies": watcher.proxies}
+        unresolved = {"unresolved": sorted(watcher.unresolved)} if watcher.unresolved else {}
+        return {"verified": watcher.verified, "proxies": watcher.proxies, **unresolved}
 
 
 def _diff(change: Change) -> dict[str, str]:

@@ -236,6 +236,12 @@ verified:
   returned: success
   type: bool
   sample: true
+unresolved:
+  description: Hosts that have no address in the gateway, since DNS does not know them or did not answer; requests to them fail. A warning tells where.
+  returned: when a host has no address
+  type: list
+  elements: str
+  sample: [no-such-host.example.com]
 follow_seconds:
   description: How long gateways and sidecars took to follow, in all steps together.
   returned: success

@@ -199,6 +199,12 @@ verified:
   returned: success
   type: bool
   sample: true
+unresolved:
+  description: Hosts that have no address in sidecars, since DNS does not know them or did not answer; requests to them fail. A warning tells where.
+  returned: when a declared host has no address
+  type: list
+  elements: str
+  sample: [no-such-host.example.com]
 follow_seconds:
   description: How long the sidecars took to follow after the write.
   returned: success

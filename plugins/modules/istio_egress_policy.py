@@ -286,6 +286,12 @@ verified:
   returned: except with O(state=rendered)
   type: bool
   sample: true
+unresolved:
+  description: Hosts that have no address in sidecars or gateways, since DNS does not know them or did not answer; requests to them fail. A warning tells where.
+  returned: when a host has no address
+  type: list
+  elements: str
+  sample: [no-such-host.example.com]
 follow_seconds:
   description: How long gateways, sidecars and rollouts took to follow, in all steps together.
   returned: except with O(state=rendered)

@@ -83,6 +83,18 @@ def test_a_sidecar_that_cannot_serve_the_host_yet_is_waited_for_and_named(refusi
     assert not again["changed"] and again["verified"]
 
 
+def test_a_name_that_dns_does_not_know_is_told(refusing, run_module):
+    task = {"namespace": refusing.namespace, "policy": "typing"}
+    result = run_module(HOST, **task, hosts=["httpbin.org:80", "no-such-host.invalid:80"])
+    assert (result["verified"], result["unresolved"]) == (True, ["no-such-host.invalid"])
+    [warning] = result.warnings
+    assert warning.startswith(f"no-such-host.invalid has no address in 1 of 1 proxies ({refusing.namespace}/{refusing.pod})")
+    address = refusing.curl("http://httpbin.org/").address
+    assert refusing.curl("http://no-such-host.invalid/", "--connect-to", f"no-such-host.invalid:80:{address}:80").status == 503
+    corrected = run_module(HOST, **task, hosts=["httpbin.org:80"], purge=True)
+    assert "unresolved" not in corrected and not corrected.warnings
+
+
 def test_a_task_without_wait_claims_nothing(refusing, run_module):
     result = run_module(HOST, namespace=refusing.namespace, hosts=["www.cnn.com"], wait=False)
     assert result["verified"] is False and "proxies" not in result

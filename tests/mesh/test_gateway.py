@@ -106,6 +106,12 @@ def test_http_tls_and_tcp_come_from_the_gateway(through, place, cluster):
     assert not again["changed"] and again["verified"]
 
 
+def test_a_name_that_the_gateway_cannot_look_up_is_told(through, place):
+    result = through(["no-such-host.invalid:80", f"{CNN}:80"])
+    assert (result["verified"], result["unresolved"]) == (True, ["no-such-host.invalid"])
+    assert [w for w in result.warnings if w.startswith("no-such-host.invalid has no address") and f"istio-system/{place.pods[0]}" in w], result.warnings
+
+
 def test_gateway_puts_tls_around_http(through, place, secret, tmp_path, own_mesh):
     through([f"{CNN}:80,443"], tls="simple")
     for url in (f"http://{CNN}/", f"https://{CNN}/"):

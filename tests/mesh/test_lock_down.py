@@ -104,3 +104,11 @@ def test_a_refusal_while_it_watches_opens_it_again(runner: Runner, web: Workload
     assert "edition.cnn.com:80, HTTP" in run.text and "by deployment/web" in run.text and "as before" in run.text, run.text
     assert mode(api, runner.namespace) is None
     assert web.curl("http://edition.cnn.com/politics").outcome == "301"
+
+
+def test_a_host_without_an_address_is_taken_away_and_it_stays_open(runner: Runner, web: Workload, api: ApiServer) -> None:
+    before = declared(api, runner.namespace)
+    run = runner.play("lock_down", egress_hosts="no-such-host.invalid", egress_accept_unnamed="true")
+    assert run.code != 0
+    assert "find no address for no-such-host.invalid, so it was left open" in run.text, run.text
+    assert (declared(api, runner.namespace), mode(api, runner.namespace)) == (before, None)
