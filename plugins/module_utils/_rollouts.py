@@ -34,6 +34,7 @@ class Onlooker:
     def __init__(self, cluster: Cluster, timeout: float, istio_namespace: str) -> None:
         self._cluster, self._timeout, self._istio_namespace = cluster, timeout, istio_namespace
         self.warnings: list[str] = []
+        self.unresolved: set[str] = set()  # pods that start look no host up; a watcher of proxies says which have no address
         self.verified = False
         self.proxies: dict[str, Any] = {"total": 0, "looked_at": 0, "following": 0, "pending": []}
 

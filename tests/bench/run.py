@@ -154,6 +154,10 @@ def ours(directory: Path, namespace: str, hosts: list[str], objects: list[Object
     return playbook(directory, {"meshops.istio_egress.istio_egress_host": {"namespace": namespace, "hosts": hosts}})
 
 
+def document(directory: Path, namespace: str, hosts: list[str], objects: list[Object]) -> list[str]:
+    return playbook(directory, {"meshops.istio_egress.istio_egress_policy": {"namespace": namespace, "name": "bench", "policy": {"hosts": hosts}}})
+
+
 def core_list(directory: Path, namespace: str, hosts: list[str], objects: list[Object]) -> list[str]:
     return playbook(directory, {"kubernetes.core.k8s": {"src": manifest(directory, objects)}})
 
@@ -171,6 +175,7 @@ def kubectl_apply(directory: Path, namespace: str, hosts: list[str], objects: li
 
 CLIENTS = [
     Client(OURS, ours, grouped=True),
+    Client("istio_egress_policy", document, grouped=True),
     Client("kubernetes.core.k8s, list", core_list),
     Client("kubernetes.core.k8s, loop", core_loop, looped=True),
     Client("kubectl apply --server-side", kubectl_apply, playbook=False),

@@ -1,7 +1,8 @@
 """Every example runs: those of modules and filters, and the YAML of README, role READMEs and pages. One play runs them all, as written, in one order.
 
 Three things are different from the text: the namespaces have names of this run; what would change the whole mesh is a check; and what cannot run at all
-is named below with the reason. An example that is neither run nor named fails the test, and so does one that is named and has gone.
+is named below with the reason. The folder `policies` of a page has a document for each namespace. An example that is neither run nor named fails the test,
+and so does one that is named and has gone.
 """
 
 from __future__ import annotations
@@ -113,6 +114,9 @@ def test_every_example_runs(place: str, kubeconfig: Path, tmp_path: Path) -> Non
             {"ansible.builtin.assert": {"that": "failed | default([]) == []", "fail_msg": "{{ failed | default([]) | join(', ') }}"}},
         ],
     }  # fmt: skip
+    (tmp_path / "policies").mkdir()
+    for name in ("demo", "shop"):
+        (tmp_path / "policies" / f"{here[name]}.yml").write_text("hosts: [httpbin.org:80]\n", encoding="utf-8")
     playbook = tmp_path / "examples.yml"
     playbook.write_text(yaml.safe_dump([play], sort_keys=False, width=1000), encoding="utf-8")
     done = subprocess.run(
