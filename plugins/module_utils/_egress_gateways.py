@@ -13,6 +13,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils import _gatew
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway import HTTP_PORT, TLS_PORT, Gateway, GatewayError, named
 from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import PROXY
+from ansible_collections.meshops.istio_egress.plugins.module_utils._observer import Observer
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Proxy, routers
 from ansible_collections.meshops.istio_egress.plugins.module_utils._rollouts import unfinished, why
 
@@ -98,14 +99,12 @@ def read_workload(cluster: Cluster, namespace: str, name: str) -> dict[str, dict
 # -- seeing one serve ---------------------------------------------------------------------------------------------------------------
 
 
-class ServiceWatcher:
+class ServiceWatcher(Observer):
     """Waits until a gateway serves, and keeps what it saw for the module's result, as `_watcher.Watcher` does for sidecars."""
 
     def __init__(self, cluster: Cluster, timeout: float) -> None:
+        super().__init__()
         self._cluster, self._timeout = cluster, timeout
-        self.warnings: list[str] = []
-        self.verified = False
-        self.proxies: dict[str, Any] = {"total": 0, "looked_at": 0, "following": 0, "pending": []}
 
     def follow(self, wait: _gateway_workload.Serving) -> float:
         """Waits until the gateway serves. Seconds that it took; raises GatewayError when time is up, or is no help."""

@@ -17,6 +17,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._bypass impor
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._control_plane import DEFAULT_REVISION, REVISION_LABEL
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._observer import Observer
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Wait
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import sidecars
 
@@ -28,15 +29,12 @@ class RolloutError(EgressError):
     """New pods did not come in time, or not as they shall be."""
 
 
-class Onlooker:
+class Onlooker(Observer):
     """Waits for rollouts and for the injector, and keeps what it saw for the module's result."""
 
     def __init__(self, cluster: Cluster, timeout: float, istio_namespace: str) -> None:
+        super().__init__()
         self._cluster, self._timeout, self._istio_namespace = cluster, timeout, istio_namespace
-        self.warnings: list[str] = []
-        self.unresolved: set[str] = set()  # pods that start look no host up; a watcher of proxies says which have no address
-        self.verified = False
-        self.proxies: dict[str, Any] = {"total": 0, "looked_at": 0, "following": 0, "pending": []}
 
     def follow(self, step: Rollout | Injection) -> float:
         """Waits for the step. Seconds that it took. Raises RolloutError."""

@@ -16,6 +16,7 @@ from typing import Any
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _envoy, _sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._observer import Observer
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Wait
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Proxy, ask, ask_for, routers, sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._text import few
@@ -35,17 +36,14 @@ class FollowError(EgressError):
     """Proxies did not follow in time."""
 
 
-class Watcher:
+class Watcher(Observer):
     """Waits for sidecars, and keeps what it saw for the module's result."""
 
     def __init__(self, cluster: Cluster, timeout: float, istio_namespace: str = "istio-system") -> None:
+        super().__init__()
         self._cluster, self._timeout, self._istio_namespace = cluster, timeout, istio_namespace
         self._sidecar_resources: list[dict[str, Any]] | None = None
         self._proxies: dict[tuple[tuple[str, ...], bool], list[Proxy]] = {}
-        self.warnings: list[str] = []
-        self.unresolved: set[str] = set()
-        self.verified = False
-        self.proxies: dict[str, Any] = {"total": 0, "looked_at": 0, "following": 0, "pending": []}
 
     def follow(self, wait: Wait) -> float:
         """Waits until the sidecars concerned have what `wait` says. Seconds that it took.

@@ -11,6 +11,7 @@ from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._apply import ApplyError, Outcome
 from ansible_collections.meshops.istio_egress.plugins.module_utils._module import EgressModule
+from ansible_collections.meshops.istio_egress.plugins.module_utils._observer import Observer
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan
 from ansible_collections.meshops.istio_egress.plugins.module_utils._watcher import Watcher
 
@@ -47,13 +48,12 @@ class WritingModule(EgressModule):
             **result,
         )
 
-    def followed(self, watcher: Watcher | None) -> dict[str, Any]:
-        """What a watcher saw, as a module returns it; ``verified: false`` when nobody looked."""
-        if watcher is None:
+    def followed(self, observer: Observer | None) -> dict[str, Any]:
+        """What an observer saw, as a module returns it; ``verified: false`` when nobody looked."""
+        if observer is None:
             return {"verified": False}
-        self.warn_all(watcher.warnings)
-        unresolved = {"unresolved": sorted(watcher.unresolved)} if watcher.unresolved else {}
-        return {"verified": watcher.verified, "proxies": watcher.proxies, **unresolved}
+        self.warn_all(observer.warnings)
+        return observer.result()
 
 
 def _diff(change: Change) -> dict[str, str]:
