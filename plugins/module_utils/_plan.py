@@ -209,7 +209,7 @@ def _waits(before: Iterable[Object], after: Iterable[Object], others: list[Objec
     looked_up: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for obj in after:
         present[_seen_by(obj)] |= _destinations(obj)
-        if obj["spec"].get("resolution") == "DNS":
+        if obj["spec"].get("resolution") in ("DNS", "DNS_ROUND_ROBIN"):
             looked_up[_seen_by(obj)] |= {f"outbound|{port}||{host}" for host, port, _protocol in _destinations(obj)}
     for obj in before:
         scope = _seen_by(obj)

@@ -210,14 +210,15 @@ class Watcher(Observer):
 
         with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
             found = list(pool.map(one, proxies))
-        for host in sorted({cluster.rpartition("|")[2] for names in found for cluster in names} - self.unresolved):
-            them = [proxy for proxy, names in zip(proxies, found, strict=True) if any(name.endswith(f"|{host}") for name in names)]
-            where = f"{len(them)} of {len(proxies)} proxies ({few([str(p) for p in them])})"
+        hosts = {cluster.rpartition("|")[2] for names in found for cluster in names} - self.unresolved
+        if hosts:
+            them = [str(proxy) for proxy, names in zip(proxies, found, strict=True) if any(name.rpartition("|")[2] in hosts for name in names)]
             self.warnings.append(
-                f"{host} has no address in {where}: DNS does not know it, or did not answer. Requests to it fail there with 503 until Envoy, which asks again "
-                "after a minute, gets one. Correct the name, or look at the cluster's DNS."
+                f"{few(sorted(hosts))} {'has' if len(hosts) == 1 else 'have'} no address in {len(them)} of {len(proxies)} proxies ({few(them)}): DNS does not "
+                "know the name, or did not answer. Requests fail there (503, or a closed connection) until Envoy, which asks again after a minute, gets an "
+                "address. Correct the name, or look at the cluster's DNS."
             )
-            self.unresolved.add(host)
+            self.unresolved |= hosts
 
     def _overridden(self, proxy: Proxy, wait: Wait) -> str:
         """Why a sidecar does not take its mode from what `wait` waits for; empty when it does."""

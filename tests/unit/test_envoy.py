@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils._envoy import CLUSTERS, RESOURCES, read
+from ansible_collections.meshops.istio_egress.plugins.module_utils._envoy import CLUSTERS, RESOURCES, read, without_address
 
 SEEN = json.loads((Path(__file__).parent / "data" / "sidecar.json").read_text(encoding="utf-8"))
 BARE, OPEN, CLOSED = SEEN["ALLOW_ANY, no host"], SEEN["ALLOW_ANY, hosts"], SEEN["REGISTRY_ONLY, hosts"]
@@ -150,3 +150,11 @@ def test_reading_changes_nothing():
     before = copy.deepcopy(CLOSED)
     snapshot(*CLOSED.values())
     assert before == CLOSED
+
+
+def test_clusters_without_an_address():
+    def cluster(name, *groups):
+        return {"endpoint_config": {"cluster_name": name, **({"endpoints": [{"lb_endpoints": list(group)} for group in groups]} if groups else {})}}
+
+    configs = [cluster("none"), cluster("empty", ()), cluster("one", ({"endpoint": {}},)), cluster("in another zone", (), ({"endpoint": {}},))]
+    assert without_address(configs) == {"none", "empty"}

@@ -307,6 +307,13 @@ def test_a_change_says_what_it_does(before, after_, action, sign):
     assert str(change) == f"{sign} serviceentry   demo/x  a note"
 
 
+def test_what_sidecars_look_up_in_dns_is_what_is_declared_with_it():
+    robin = {"host": C, "ports": [443], "resolution": "dns_round_robin"}
+    plan = Task([A, f"{B}:80", robin, "*.example.org", DB]).plan([])
+    [wait] = [step for step in plan.steps if isinstance(step, Wait)]
+    assert wait.looked_up == {f"outbound|443||{A}", f"outbound|80||{B}", f"outbound|443||{C}"}
+
+
 def test_a_plan_without_a_write_is_false_even_if_it_waits():
     assert not Plan((Wait(("demo",)),)) and not Plan()
 
