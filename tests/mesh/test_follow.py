@@ -84,14 +84,14 @@ def test_a_sidecar_that_cannot_serve_the_host_yet_is_waited_for_and_named(refusi
 
 
 def test_a_name_that_dns_does_not_know_is_told(refusing, run_module):
-    task = {"namespace": refusing.namespace, "policy": "typing"}
+    task = {"namespace": refusing.namespace, "purge": True}
     result = run_module(HOST, **task, hosts=["httpbin.org:80", "no-such-host.invalid:80"])
     assert (result["verified"], result["unresolved"]) == (True, ["no-such-host.invalid"])
     [warning] = result.warnings
     assert warning.startswith(f"no-such-host.invalid has no address in 1 of 1 proxies ({refusing.namespace}/{refusing.pod})")
     address = refusing.curl("http://httpbin.org/").address
     assert refusing.curl("http://no-such-host.invalid/", "--connect-to", f"no-such-host.invalid:80:{address}:80").status == 503
-    corrected = run_module(HOST, **task, hosts=["httpbin.org:80"], purge=True)
+    corrected = run_module(HOST, **task, hosts=["httpbin.org:80"])
     assert "unresolved" not in corrected and not corrected.warnings
 
 
