@@ -7,7 +7,6 @@ MAKEFLAGS += --no-print-directory
 
 export MESH_CACHE ?= $(HOME)/.cache/istio-egress-mesh
 export ANSIBLE_LOCALHOST_WARNING := false
-export ANSIBLE_PIPELINING := true
 export ANSIBLE_INVENTORY_UNPARSED_WARNING := false
 export PATH := $(MESH_CACHE)/venv/bin:$(PATH)
 

@@ -50,7 +50,7 @@ class Count:
     failed: int = 0
     failures: list[tuple[float, str]] = field(default_factory=list)
     reconnects: list[float] = field(default_factory=list)
-    """When a kept connection had to be made anew."""
+    """When a kept connection had to be made anew, or would have had to after its last request."""
 
 
 # -- driver -------------------------------------------------------------------------------------------------------------------------
@@ -260,6 +260,8 @@ async def generate(streams: list[Stream], counts: dict[str, Count], ca: str, sec
                 connection = Connection(stream, trust)
             await attempt(connection, count)
         if connection:
+            if not connection.is_open:
+                count.reconnects.append(now())
             connection.close()
 
     async with asyncio.TaskGroup() as all_streams:

@@ -1,7 +1,8 @@
 """The example for AWX as a controller runs it: ansible-runner, a private data directory, the four variables of the bearer token credential, a survey's strings.
 
 The jobs are those of workflows in examples/awx/controller.yml; what it says about a node is what the job gets. Artifacts and events are
-read where a controller reads them: in the event that ends a playbook, and in the counts per host.
+read where a controller reads them: in the event that ends a playbook, and in the counts per host. The job that proves is the second run of a playbook
+which has the roles of all of them: it writes nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import yaml
 
 from api.modules import Account, ApiServer
 from cluster.onemachine.layout import Run
+from mesh.test_playbooks import is_write
 from tooling import tree
 
 EXAMPLE = tree.CHECKOUT / "examples" / "awx"
@@ -57,18 +59,23 @@ def nodes(workflow: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def credential(api: ApiServer) -> Iterator[dict[str, str]]:
-    """What the credential type "OpenShift or Kubernetes API Bearer Token" gives a job."""
+def account(api: ApiServer) -> Iterator[Account]:
     if not api.audit_log.exists():
         pytest.skip("makes an account as only the one-machine mesh lets it")
     with Account(api) as account:
-        content = yaml.safe_load(account.kubeconfig.read_text(encoding="utf-8"))
-        yield {
-            "K8S_AUTH_HOST": content["clusters"][0]["cluster"]["server"],
-            "K8S_AUTH_API_KEY": content["users"][0]["user"]["token"],
-            "K8S_AUTH_VERIFY_SSL": "True",
-            "K8S_AUTH_SSL_CA_CERT": content["clusters"][0]["cluster"]["certificate-authority"],
-        }
+        yield account
+
+
+@pytest.fixture(scope="module")
+def credential(account: Account) -> dict[str, str]:
+    """What the credential type "OpenShift or Kubernetes API Bearer Token" gives a job."""
+    content = yaml.safe_load(account.kubeconfig.read_text(encoding="utf-8"))
+    return {
+        "K8S_AUTH_HOST": content["clusters"][0]["cluster"]["server"],
+        "K8S_AUTH_API_KEY": content["users"][0]["user"]["token"],
+        "K8S_AUTH_VERIFY_SSL": "True",
+        "K8S_AUTH_SSL_CA_CERT": content["clusters"][0]["cluster"]["certificate-authority"],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +120,7 @@ def no_kubeconfig(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_the_workflow_checks_asks_applies_and_proves(run_node: RunNode) -> None:
+def test_the_workflow_checks_asks_applies_and_proves(run_node: RunNode, account: Account) -> None:
     order, node = [], next(iter(nodes(HOSTS)))
     while node:
         order.append(node)
@@ -130,7 +137,9 @@ def test_the_workflow_checks_asks_applies_and_proves(run_node: RunNode) -> None:
     assert apply.changed > 0 and apply.diffs
     assert apply.artifacts == {"egress_results": {HTTPBIN: "200", GOOGLE: "200", CNN: "502"}}
 
+    start = account.server.audit_log.stat().st_size
     prove = run_node("prove")
+    assert [str(r) for r in account.requests_since(start) if is_write(r)] == []
     assert (prove.status, prove.code, prove.changed, prove.diffs) == ("successful", 0, 0, []), prove.output
     assert prove.artifacts == apply.artifacts
 

@@ -1,9 +1,9 @@
-"""The playbooks as a user runs them, by name, on real proxies: the proof they print is of requests that were made, a second run writes nothing, undo undoes.
+"""The playbooks as a user runs them, by name, on real proxies: the proof they print is of requests that were made, a check writes nothing, undo undoes.
 
-The second run is that of the playbook which has the roles of all of them. `make release RELEASE=--every` runs every playbook, and twice; here are those
-that have tasks or roles of their own, or an answer that somebody else than the playbook can be asked for. All run in one namespace, in the order of this
-file: the first that writes makes it, the undo at the end removes it. An account of their own tells their requests to the API server from those of others;
-where there is no audit log (a cluster that is not of this machine) that part is left out. The mode of the mesh is not touched.
+`make release RELEASE=--every` runs every playbook, and twice; here are those that have tasks or roles of their own, or an answer that somebody else than
+the playbook can be asked for, and the second run is a job in test_awx.py. All run in one namespace, in the order of this file: the first that writes
+makes it, the undo at the end removes it. An account of their own tells their requests to the API server from those of others; where there is no audit log
+(a cluster that is not of this machine) that part is left out. The mode of the mesh is not touched.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ class Runner:
         changed = re.search(r"^localhost +: .*changed=(\d+)", done.stdout, re.MULTILINE)
         stats = re.search(r"^\tRUN: (\{.*\})$", done.stdout, re.MULTILINE)
         results = json.loads(stats[1]).get("egress_results", {}) if stats else {}
-        return Run(done.returncode, done.stdout, int(changed[1]) if changed else -1, results, [str(r) for r in requests if _is_write(r)])
+        return Run(done.returncode, done.stdout, int(changed[1]) if changed else -1, results, [str(r) for r in requests if is_write(r)])
 
 
-def _is_write(request: Request) -> bool:
+def is_write(request: Request) -> bool:
     """Running a command in a pod is a `create` for some clients, and changes nothing."""
     return request.verb in WRITES and request.resource != "pods"
 
@@ -128,17 +128,16 @@ def test_check_mode_writes_nothing_and_says_where_it_ends(runner: Runner, api: A
     assert api.read("Namespace", None, runner.namespace) is None
 
 
-def test_service_entries_and_a_second_run_writes_nothing(runner: Runner, cluster: Cluster) -> None:
+def test_service_entries(runner: Runner, cluster: Cluster) -> None:
     results = {HTTPBIN: "200", GOOGLE: "200", CNN: "502"}
-    for again in (False, True):
-        start = time.time()
-        run = runner.play("service_entries")
-        assert (run.code, run.results, run.changed > 0) == (0, results, not again), run.text
-        assert bool(run.writes) == (runner.sees_writes and not again), run.writes
-        log = log_since(cluster, runner.namespace, start)
-        assert statuses(log, "httpbin.org", "/headers") == [results[HTTPBIN]]
-        assert statuses(log, "edition.cnn.com", "/politics") == [results[CNN]]
-        assert tls_clusters(log) == ["outbound|443||www.google.com"]
+    start = time.time()
+    run = runner.play("service_entries")
+    assert (run.code, run.results, run.changed > 0) == (0, results, True), run.text
+    assert bool(run.writes) == runner.sees_writes
+    log = log_since(cluster, runner.namespace, start)
+    assert statuses(log, "httpbin.org", "/headers") == [results[HTTPBIN]]
+    assert statuses(log, "edition.cnn.com", "/politics") == [results[CNN]]
+    assert tls_clusters(log) == ["outbound|443||www.google.com"]
 
 
 def test_outbound_mode_refuses_a_mode_that_does_not_exist(runner: Runner) -> None:
