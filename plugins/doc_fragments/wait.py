@@ -13,8 +13,8 @@ options:
     description:
       - Whether the task returns only when the sidecars concerned have the change in their own configuration, which is read from them.
       - With V(false) the task returns after the write; whether any proxy follows is then not known, and the result says so.
-      - Reading a sidecar needs the right to C(create) C(pods/exec) in its namespace.
-        Without it the task says that it could not look, and goes on.
+      - Reading a sidecar needs the right to C(create) C(pods/portforward) in its namespace, or, which takes longer, C(pods/exec).
+        Without either the task says that it could not look, and goes on.
     type: bool
     default: true
   wait_timeout:

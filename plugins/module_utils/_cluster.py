@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, meshops.istio_egress contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PRIVATE to this collection. The Kubernetes edge: list, read, create, replace, patch, delete, exec and log through the ``kubernetes`` client.
+"""PRIVATE to this collection. The Kubernetes edge: list, read, create, replace, patch, delete, exec, port-forward and log through the ``kubernetes`` client.
 
 Objects go in and come out as plain dictionaries in the API's own spelling. This file knows how to reach an API server and what its
 answers mean; it knows nothing of Istio's semantics and nothing of Ansible.
@@ -9,12 +9,13 @@ answers mean; it knows nothing of Istio's semantics and nothing of Ansible.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ class Cluster:
         import kubernetes
         import urllib3
 
-        self._kubernetes, self._urllib3 = kubernetes, urllib3
+        self._kubernetes, self._streams, self._urllib3 = kubernetes, kubernetes.stream.ws_client, urllib3
         self._auth = dict(auth or {})
         self._configuration = self._load()
         self._client = kubernetes.client.ApiClient(self._configuration)
@@ -198,28 +199,10 @@ class Cluster:
 
     def exec(self, namespace: str, pod: str, container: str, command: list[str], timeout: float = 30) -> tuple[int, str, str]:
         """Runs `command` in a container: (exit code, stdout, stderr). Safe to call from several threads."""
+        import websocket  # what the client speaks it with; it lets the faults through
+
         query = [("container", container), ("stdout", "true"), ("stderr", "true"), *(("command", word) for word in command)]
-        headers = {name.lower(): value for name, value in self._login().items()}
-        # Of all headers the client sends these two over a websocket, so whom to act for travels in the second one's value, as lines of its own.
-        acting = [f"{name}: {value}" for name, value in self._impersonation()]
-        if acting:
-            headers["sec-websocket-protocol"] = "\r\n".join(["v4.channel.k8s.io", *acting])
-        self._count()
-        try:
-            stream = self._kubernetes.stream.ws_client.websocket_call(
-                self._configuration,
-                "GET",
-                self._configuration.host + KINDS["Pod"].path(namespace, pod, "exec"),
-                query_params=query,
-                headers=headers,
-                _preload_content=False,
-            )
-        except self._kubernetes.client.ApiException as error:
-            refused = re.match(r"Handshake status (\d+) (\w+)", error.reason or "")
-            status, reason = (int(refused[1]), refused[2]) if refused else (0, "")
-            body = re.search(r'"message":\s*"((?:[^"\\]|\\.)*)"', error.reason or "")
-            message = body[1].replace('\\"', '"') if body else _one_line(error.reason)
-            raise ClusterError(status, reason, message, "exec into", "Pod", namespace, pod) from error
+        stream = self._websocket(self._streams.websocket_call, "exec into", namespace, pod, "exec", query)
         out: list[str] = []
         err: list[str] = []
         deadline = time.monotonic() + timeout
@@ -234,11 +217,38 @@ class Cluster:
                 raise ClusterError(0, "Timeout", f"the command did not end within {timeout:.0f} s", "exec into", "Pod", namespace, pod)
             out.append(stream.read_stdout(timeout=0) or "")
             err.append(stream.read_stderr(timeout=0) or "")
-            return stream.returncode or 0, "".join(out), "".join(err)
-        except ValueError as error:  # the client expects an exit code where the runtime says why it could not start the command
-            raise ClusterError(0, "NotStarted", _one_line(error), "run a command in", "Pod", namespace, pod) from error
+            end = json.loads(stream.read_channel(self._streams.ERROR_CHANNEL) or "{}")
+        except (websocket.WebSocketException, OSError):
+            end = {}
         finally:
             stream.close()
+        if end.get("status") == "Success":
+            return 0, "".join(out), "".join(err)
+        if end.get("reason") == "NonZeroExitCode":
+            return int(end["details"]["causes"][0]["message"]), "".join(out), "".join(err)
+        reason, why = ("NotStarted", end.get("message")) if end else ("Disconnected", "the connection broke before the command ended")
+        raise ClusterError(0, reason, _one_line(why), "run a command in", "Pod", namespace, pod)
+
+    def fetch(self, namespace: str, pod: str, port: int, paths: Sequence[str], timeout: float = 30) -> list[str]:
+        """What a port of a pod answers to GETs over HTTP, one after the other on one forwarded connection. Safe to call from several threads."""
+        tunnel = self._websocket(self._streams.portforward_call, "forward a port of", namespace, pod, "portforward", [("ports", str(port))])
+        connection = http.client.HTTPConnection("localhost", port)
+        connection.sock, connection.auto_open = tunnel.socket(port), False
+        connection.sock.settimeout(timeout)
+        answers = []
+        try:
+            for path in paths:
+                connection.request("GET", f"/{path}")
+                answer = connection.getresponse()
+                answers.append(answer.read().decode("utf-8", "replace"))
+                if answer.status >= 400:
+                    raise ClusterError(0, f"HTTP {answer.status}", _one_line(answers[-1]), f"get /{path} from port {port} of", "Pod", namespace, pod)
+            return answers
+        except (http.client.HTTPException, OSError) as error:
+            why = _one_line(tunnel.error(port) or f"{type(error).__name__}: {error}")
+            raise ClusterError(0, "Disconnected", why, f"read from port {port} of", "Pod", namespace, pod) from error
+        finally:
+            connection.close()
 
     def log(self, namespace: str, pod: str, container: str, since_seconds: int | None = None, tail_lines: int | None = None) -> str:
         """The container's log as text; `since_seconds` counts back from the server's clock."""
@@ -276,6 +286,24 @@ class Cluster:
                 raise _refused(answer, text, said, kind, namespace, name)
             time.sleep(_retry_after(answer.headers, attempt))
         raise AssertionError("unreachable")
+
+    def _websocket(self, connect: Callable[..., Any], said: str, namespace: str, pod: str, subresource: str, query: list[tuple[str, str]]) -> Any:
+        """What the client's `connect` makes of a connection to a part of a pod."""
+        headers = {name.lower(): value for name, value in self._login().items()}
+        # Of all headers the client sends these two over a websocket, so whom to act for travels in the second one's value, as lines of its own.
+        acting = [f"{name}: {value}" for name, value in self._impersonation()]
+        if acting:
+            headers["sec-websocket-protocol"] = "\r\n".join(["v4.channel.k8s.io", *acting])
+        url = self._configuration.host + KINDS["Pod"].path(namespace, pod, subresource)
+        self._count()
+        try:
+            return connect(self._configuration, "GET", url, query_params=query, headers=headers, _preload_content=False)
+        except self._kubernetes.client.ApiException as error:
+            refused = re.match(r"Handshake status (\d+) (\w+)", error.reason or "")
+            status, reason = (int(refused[1]), refused[2]) if refused else (0, "")
+            body = re.search(r'"message":\s*"((?:[^"\\]|\\.)*)"', error.reason or "")
+            message = body[1].replace('\\"', '"') if body else _one_line(error.reason)
+            raise ClusterError(status, reason, message, said, "Pod", namespace, pod) from error
 
     def _login(self) -> dict[str, str]:
         """The header that says who asks; tokens are renewed here, by the client's own hook."""

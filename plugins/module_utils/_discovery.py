@@ -181,7 +181,7 @@ def warnings(namespace: str, pods: Iterable[str], bare: Iterable[str], silent: M
     if unknown := [pod for pod, writes in silent.items() if writes is None]:
         result.append(
             f"Sidecars in namespace {namespace} have no line in their logs, and whether they write an access log may not be seen "
-            f"(create pods/exec): {few(unknown)}."
+            f"(create pods/portforward): {few(unknown)}."
         )
     return result
 

@@ -313,7 +313,7 @@ class _Walker:
             )
             return Explanation("blocked", f"{dead[0].upper()}{dead[1:]}.", (Hop("pod", self.name, dead),), fix, "pod")
         if self.sidecar is None:
-            raise ExplainError(f"The sidecar of {self.name} could not be read.\nGive the account the right to create pods/exec in {self.namespace}.")
+            raise ExplainError(f"The sidecar of {self.name} could not be read.\nGive the account the right to create pods/portforward in {self.namespace}.")
         hops = [Hop("pod", self.name, f"container {self.container}, redirected to the sidecar")]
         arrival = Arrival(call, address, call.port, peer=(self.pod.get("status") or {}).get("podIP") or "")
         passage = _path.through(self.sidecar, arrival, True, identity(self.pod))

@@ -78,8 +78,8 @@ class Inquiry:
 
         def read(resource: str, names: str) -> list[Mapping[str, Any]]:
             eds = "include_eds&" if resource == ENDPOINTS else ""
-            path = f"config_dump?{eds}resource={resource}&name_regex={quote(names)}"
-            return ask_for(self._cluster, namespace, name, path).get("configs") or []
+            [answer] = ask_for(self._cluster, namespace, name, f"config_dump?{eds}resource={resource}&name_regex={quote(names)}")
+            return answer.get("configs") or []
 
         if (namespace, name) not in self._proxies:
             self._proxies[namespace, name] = _path.Configuration(ask)

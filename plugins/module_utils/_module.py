@@ -137,6 +137,8 @@ class EgressModule(AnsibleModule):
                 f"Cannot {error.verb} {error.object}: somebody keeps changing it at the same time (409): {error.message}\n"
                 "Find the other writer, or run the task again."
             )
+        if not error.status:
+            return f"Cannot {error.verb} {error.object}: {error.message}.\nSee that the pod runs and the way to the API server holds; then run the task again."
         return f"Cannot {error.verb} {error.object}: {error.message} ({error.status} {error.reason}).\nCorrect what the server refused and run the task again."
 
     def _written(self) -> str:

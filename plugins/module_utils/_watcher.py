@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _envoy, _sidecars
@@ -129,7 +130,7 @@ class Watcher(Observer):
         while waiting:
             seen = self._look(waiting, test, clusters)
             if seen is None:
-                self._report(proxies, dict.fromkeys(proxies, "not looked at: no right to create pods/exec"), 0, verified=False)
+                self._report(proxies, dict.fromkeys(proxies, "not looked at: no right to create pods/portforward"), 0, verified=False)
                 return 0.0
             gone |= {p for p, reason in seen.items() if reason is None}
             late = {p: reason for p, reason in seen.items() if reason}
@@ -151,7 +152,7 @@ class Watcher(Observer):
 
     def read(self, proxy: Proxy) -> _envoy.Snapshot:
         """The proxy's configuration now, but for clusters. Raises ClusterError where it cannot be read."""
-        return _envoy.read({"configs": self._configs(proxy, *_envoy.RESOURCES)})
+        return _envoy.read({"configs": chain(*self._configs(proxy, *_envoy.RESOURCES))})
 
     def concerned(self, namespaces: tuple[str, ...], gateways: bool = False) -> list[Proxy]:
         """The sidecars (or gateway proxies) of the namespaces (none: of the mesh); one list of pods per task."""
@@ -185,11 +186,12 @@ class Watcher(Observer):
 
     def _drain_time(self, proxy: Proxy) -> float:
         """Seconds that the proxy was started with (45 unless the mesh says otherwise)."""
-        options = ask_for(self._cluster, proxy.namespace, proxy.pod, "server_info").get("command_line_options") or {}
+        [info] = ask_for(self._cluster, proxy.namespace, proxy.pod, "server_info")
+        options = info.get("command_line_options") or {}
         return float(str(options.get("drain_time", "45s")).rstrip("s"))
 
     def _ask(self, proxy: Proxy, path: str) -> str:
-        return ask(self._cluster, proxy.namespace, proxy.pod, path)
+        return ask(self._cluster, proxy.namespace, proxy.pod, path)[0]
 
     def _selected(self, wait: Wait) -> list[Proxy]:
         return [p for p in self.concerned(wait.namespaces, wait.gateways) if all(p.labels.get(k) == v for k, v in wait.selector)]
@@ -204,7 +206,7 @@ class Watcher(Observer):
 
         def one(proxy: Proxy) -> set[str]:
             try:
-                return _envoy.without_address(self._configs(proxy, _envoy.ENDPOINTS)) & clusters
+                return _envoy.without_address(*self._configs(proxy, _envoy.ENDPOINTS)) & clusters
             except ClusterError:  # it has gone since it was seen to follow
                 return set()
 
@@ -248,11 +250,8 @@ class Watcher(Observer):
 
         def one(proxy: Proxy) -> str | None:
             try:
-                configs = self._configs(proxy, *resources)
-                # What is late by all else is so without the clusters that are warming, and asking costs a process in the pod.
-                return test(proxy, _envoy.read({"configs": configs})) or test(
-                    proxy, _envoy.read({"configs": configs, "warming": self._configs(proxy, _envoy.WARMING)})
-                )
+                *configs, warming = self._configs(proxy, *resources, _envoy.WARMING)
+                return test(proxy, _envoy.read({"configs": chain(*configs), "warming": warming}))
             except ClusterError as error:
                 if error.is_gone:
                     return None
@@ -264,17 +263,17 @@ class Watcher(Observer):
             with ThreadPoolExecutor(max_workers=min(PARALLEL, len(proxies))) as pool:
                 return dict(zip(proxies, pool.map(one, proxies), strict=True))
         except ClusterError as error:
-            if "create pods/exec" not in " ".join(self.warnings):
+            if "create pods/portforward" not in " ".join(self.warnings):
                 self.warnings.append(
-                    f'The sidecars could not be looked at, since the account may not create pods/exec in namespace "{error.namespace}"; '
+                    f'The sidecars could not be looked at, since the account may not create pods/portforward in namespace "{error.namespace}"; '
                     "whether they follow is not known."
                 )
             return None
 
-    def _configs(self, proxy: Proxy, *resources: str) -> list[Any]:
-        """Parts of the proxy's ``config_dump``, one after the other. Raises ClusterError."""
-        answers = [ask_for(self._cluster, proxy.namespace, proxy.pod, f"config_dump?resource={resource}") for resource in resources]
-        return [config for answer in answers for config in answer.get("configs") or ()]
+    def _configs(self, proxy: Proxy, *resources: str) -> list[list[Any]]:
+        """Parts of the proxy's ``config_dump``, read one after the other. Raises ClusterError."""
+        answers = ask_for(self._cluster, proxy.namespace, proxy.pod, *(f"config_dump?resource={resource}" for resource in resources))
+        return [answer.get("configs") or [] for answer in answers]
 
     def _report(self, proxies: list[Proxy], reasons: Mapping[Proxy, str], looked_at: int, verified: bool) -> None:
         pending = [{"pod": str(p), "reason": reasons[p]} for p in proxies if p in reasons]

@@ -193,7 +193,8 @@ OPTIONS = {
 def writes_access_log(cluster: Cluster, namespace: str, pod: str) -> bool | None:
     """Whether the listener that takes what nobody declares has an access log; None where that may not be seen."""
     try:
-        return '"access_log"' in json.dumps(ask_for(cluster, namespace, pod, "config_dump?resource=dynamic_listeners&name_regex=^virtualOutbound$"))
+        answer = ask_for(cluster, namespace, pod, "config_dump?resource=dynamic_listeners&name_regex=^virtualOutbound$")
+        return '"access_log"' in json.dumps(answer)
     except ClusterError as error:
         if error.status != 403 and not error.is_gone:
             raise

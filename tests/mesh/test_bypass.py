@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _bypass
+from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import ask
 from api.modules import Refused
 
 BYPASS, MODE = "istio_egress_bypass", "istio_outbound_mode"
@@ -55,9 +56,8 @@ def newest(workload):
 
 def traffic(workload) -> tuple[list[str], list[str]]:
     """What the sidecar counted for each upstream address, but for those of its own mesh, and its access log."""
-    ask = ["pilot-agent", "request", "GET", "clusters"]
-    _code, out, _err = workload.cluster.exec(workload.namespace, workload.pod, "istio-proxy", ask)
-    counted = [line for line in out.splitlines() if re.match(r"(outbound\||PassthroughCluster|BlackHole).*::(cx|rq)_total::[1-9]", line)]
+    [told] = ask(workload.cluster, workload.namespace, workload.pod, "clusters")
+    counted = [line for line in told.splitlines() if re.match(r"(outbound\||PassthroughCluster|BlackHole).*::(cx|rq)_total::[1-9]", line)]
     time.sleep(1.1)  # proxies write their log out every second
     log = workload.cluster.log(workload.namespace, workload.pod, "istio-proxy")
     return counted, [line for line in log.splitlines() if line.startswith("[")]

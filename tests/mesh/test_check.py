@@ -5,9 +5,13 @@ The namespace is the test's own; modes are set by Sidecar resources in it, so th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
+import select
+import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -16,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from kubernetes import client, config, utils
@@ -332,6 +337,7 @@ def test_a_workload_without_curl_is_asked_for_by_a_short_lived_pod(api: client.A
         ({"workload": "nothing"}, "deployment/nothing has no pod"),
         ({"workload": "bare", "container": "nocurl"}, "exit code 127"),
         ({"workload": "bare", "container": "nosh"}, "cannot run sh"),
+        ({"workload": "bare", "container": "nosh", "impersonate_user": "kubernetes-admin", "impersonate_groups": ["system:masters"]}, "cannot run sh"),
         ({"workload": "bare", "container": "other"}, 'no container "other"'),
         ({"requests": ["www.google.com"]}, "does not begin with http://"),
         ({"timeout": 0}, "timeout is 0"),
@@ -341,6 +347,37 @@ def test_what_cannot_be_checked_is_an_error_of_two_lines(pods: dict[str, client.
     result = check(fails=True, **{"workload": "open", "requests": ["http://httpbin.org/"], **options})
     assert result["failed"]
     assert said in result["msg"]
+    assert len(result["msg"].splitlines()) == 2
+
+
+@contextlib.contextmanager
+def breaking_after(seconds: float, server: str) -> Iterator[str]:
+    """A way to the API server on which every connection breaks after so many seconds."""
+    target = urlsplit(server)
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            end = time.monotonic() + seconds
+            with socket.create_connection((target.hostname, target.port)) as there:
+                ways = {self.request: there, there: self.request}
+                while (left := end - time.monotonic()) > 0:
+                    for ready in select.select(list(ways), [], [], left)[0]:
+                        data = ready.recv(65536)
+                        if not data:
+                            return
+                        ways[ready].sendall(data)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as relay:
+        threading.Thread(target=relay.serve_forever, daemon=True).start()
+        yield f"https://127.0.0.1:{relay.server_address[1]}"
+        relay.shutdown()
+
+
+@pytest.mark.usefixtures("own_mesh", "pods")
+def test_the_way_to_the_pod_breaks(api: client.ApiClient, check: Check) -> None:
+    with breaking_after(2, api.configuration.host) as host:
+        result = check(fails=True, workload="open", requests=[f"http://{SLOW}/"], timeout=10, host=host)
+    assert result["failed"] and "the connection broke before the command ended" in result["msg"] and "the way to the API server" in result["msg"], result
     assert len(result["msg"].splitlines()) == 2
 
 

@@ -12,6 +12,11 @@ from mesh.load import process_of
 HOST, MODE = "istio_egress_host", "istio_outbound_mode"
 ROUNDS = 10
 UNKNOWN = "http://other.example.com/"
+RIGHTS = [
+    {"apiGroups": ["networking.istio.io"], "resources": ["serviceentries", "sidecars"], "verbs": ["*"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]},
+]
+"""To declare hosts, and to see which pods there are."""
 
 
 @pytest.fixture(scope="module")
@@ -132,16 +137,14 @@ def test_a_namespace_without_sidecars_is_not_said_to_be_verified(run_module, nam
         assert result["verified"] is False and result["proxies"]["total"] == 0, result
 
 
-def test_without_the_right_to_look_into_sidecars_nothing_is_claimed(refusing, run_module, api):
-    user = f"{refusing.namespace}-limited"
-    grant(api, refusing.namespace, user, [
-        {"apiGroups": ["networking.istio.io"], "resources": ["serviceentries", "sidecars"], "verbs": ["*"]},
-        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]},
-    ])  # fmt: skip
+@pytest.mark.parametrize("right", ["pods/portforward", "pods/exec", None])
+def test_what_is_claimed_rests_on_the_right_to_look_into_sidecars(refusing, run_module, api, right):
+    user = f"{refusing.namespace}-{str(right).replace('/', '-')}"
+    grant(api, refusing.namespace, user, RIGHTS + ([{"apiGroups": [""], "resources": [right], "verbs": ["get", "create"]}] if right else []))
     result = run_module(HOST, namespace=refusing.namespace, hosts=["de.wikipedia.org"], impersonate_user=user)
-    assert result["changed"] and result["verified"] is False and result["proxies"]["following"] == 0, result
-    assert any("may not create pods/exec" in warning for warning in result.warnings), result.warnings
-    assert run_module(HOST, namespace=refusing.namespace, hosts=["de.wikipedia.org"])["verified"] is True
+    assert result["changed"] and result["verified"] is bool(right) and bool(result["proxies"]["following"]) is bool(right), result
+    assert any("may not create pods/portforward" in warning for warning in result.warnings) is not bool(right), result.warnings
+    assert run_module(HOST, namespace=refusing.namespace, hosts=["de.wikipedia.org"], state="absent")["verified"] is True
 
 
 @contextlib.contextmanager

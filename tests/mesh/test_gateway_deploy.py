@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_workload import KINDS
+from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import ask
 from api.modules import wait_until
 from mesh.load import Load, Stream, process_of
 from mesh.test_gateway import certificate
@@ -76,8 +77,7 @@ def test_istiod_hands_it_the_key_of_a_client_certificate(deployed, place, cluste
     [pod] = [p["metadata"]["name"] for p in cluster.list("Pod", place)]
 
     def has_key():
-        ask = ["pilot-agent", "request", "GET", "config_dump?resource=dynamic_active_secrets"]
-        return '"name": "kubernetes://client"' in cluster.exec(place, pod, "istio-proxy", ask)[1]
+        return '"name": "kubernetes://client"' in ask(cluster, place, pod, "config_dump?resource=dynamic_active_secrets")[0]
 
     wait_until(has_key, "the gateway to have the key", 60)
 

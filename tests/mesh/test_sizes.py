@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import ask, ask_for
 from cluster.onemachine import farend
 
 COUNT = int(os.environ.get("EGRESS_SIZES_HOSTS", "0"))
@@ -53,16 +54,14 @@ def names(count):
 
 
 def size_of(cluster, namespace, pod):
-    def ask(path):
-        return cluster.exec(namespace, pod, "istio-proxy", ["pilot-agent", "request", "GET", path], timeout=60)[1]
-
-    return Size(len(ask("config_dump")), int(json.loads(ask("memory"))["allocated"]))
+    configuration, memory = ask(cluster, namespace, pod, "config_dump", "memory")
+    return Size(len(configuration), int(json.loads(memory)["allocated"]))
 
 
 def looked_up(cluster, namespace, pod):
     """The hosts of the zone that a proxy asks DNS for, again and again. Its questions themselves reach the far end in the name of the cluster's DNS."""
-    told = cluster.exec(namespace, pod, "istio-proxy", ["pilot-agent", "request", "GET", "config_dump?resource=dynamic_active_clusters"], timeout=60)[1]
-    by_dns = [c["cluster"] for c in json.loads(told)["configs"] if c["cluster"].get("type", "").endswith("_DNS")]
+    [told] = ask_for(cluster, namespace, pod, "config_dump?resource=dynamic_active_clusters")
+    by_dns = [c["cluster"] for c in told["configs"] if c["cluster"].get("type", "").endswith("_DNS")]
     return {c["name"].rpartition("|")[2] for c in by_dns if c["name"].endswith(ZONE)}
 
 

@@ -169,7 +169,7 @@ class Prover:
         deadline, name = time.monotonic() + 60, f"outbound|7||m{made.seed}.marker.test"
         proxied = [pod["metadata"] for client, pod in self.pods.items() if CLIENTS.get(client, {}) is not None]
         query = f"config_dump?resource=dynamic_active_clusters&name_regex={quote(re.escape(name))}"
-        while not all(ask_for(self.cluster, pod["namespace"], pod["name"], query).get("configs") for pod in proxied):
+        while not all(ask_for(self.cluster, pod["namespace"], pod["name"], query)[0].get("configs") for pod in proxied):
             if time.monotonic() > deadline:
                 raise SystemExit(f"cell {self.cell.name}: the proxies did not follow within 60 s (seed {made.seed})")
             time.sleep(0.3)
@@ -179,7 +179,7 @@ class Prover:
         deadline, query = time.monotonic() + DRAIN, "stats?filter=listener_manager.total_(listeners|filter_chains)_draining"
         proxied = [pod["metadata"] for client, pod in self.pods.items() if CLIENTS.get(client, {}) is not None]
         while time.monotonic() < deadline:
-            told = [ask(self.cluster, pod["namespace"], pod["name"], query) for pod in proxied]
+            told = [ask(self.cluster, pod["namespace"], pod["name"], query)[0] for pod in proxied]
             if not any(int(line.rpartition(":")[2]) for text in told for line in text.splitlines() if ":" in line):
                 return
             time.sleep(1)
@@ -189,7 +189,7 @@ class Prover:
 
         def one(name: str) -> Any:
             pod = self.pods[name]["metadata"]
-            return ask_for(self.cluster, pod["namespace"], pod["name"], "config_dump?include_eds")
+            return ask_for(self.cluster, pod["namespace"], pod["name"], "config_dump?include_eds")[0]
 
         names = [name for name in self.pods if CLIENTS.get(name, {}) is not None]
         with ThreadPoolExecutor(len(names)) as pool:
