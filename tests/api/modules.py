@@ -254,7 +254,7 @@ class Account:
             "arguments": {"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_module_name": module, "_ansible_check_mode": check, "_ansible_diff": diff}},
             "environment": {name: value for name, value in wanted.items() if value is not None},
         }
-        start = self.server.audit_log.stat().st_size
+        start = self.mark()
         answer = (_in_own_interpreter if fresh else _Forks.shared().run)(request)
         try:
             values = json.loads(answer["out"])
@@ -262,15 +262,19 @@ class Account:
             raise AssertionError(f"{module} did not answer with JSON (code {answer['code']}):\n{answer['out']}\n{answer['err']}") from None
         return Result(values, self.requests_since(start))
 
-    def requests_since(self, start: int) -> list[Request]:
-        """What this account asked the API server since its audit log had `start` bytes."""
+    def mark(self) -> int:
+        """Where the audit log ends now, in bytes."""
+        return self.server.audit_log.stat().st_size
+
+    def requests_since(self, mark: int) -> list[Request]:
+        """What this account asked the API server since `mark`."""
         marker = secrets.token_hex(8)
         self.server.read("ConfigMap", self._home, marker)  # its line in the log says that what came before it is there too
         lines: list[str] = []
 
         def marked() -> bool:
             with self.server.audit_log.open("rb") as log:
-                log.seek(start)
+                log.seek(mark)
                 lines[:] = log.read().decode().splitlines()
             return any(marker in line for line in lines)
 

@@ -106,7 +106,7 @@ class Bench:
 
     def measure(self, command: list[str]) -> Usage:
         """Runs a command to its end. Exits with its output when it fails."""
-        start, before = self._account.server.audit_log.stat().st_size, self._requests()
+        start, before = self._account.mark(), self._requests()
         with tempfile.TemporaryFile("w+", dir=self._scratch) as output:
             begin = time.perf_counter()
             process = subprocess.Popen(command, env=self._environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=self._scratch)

@@ -63,7 +63,7 @@ class Runner:
         return self._run(["ansible", "localhost", "-m", "ansible.builtin.include_role", "-a", f"name={name}"], variables)
 
     def _run(self, command: list[str], variables: Mapping[str, Any], cwd: Path = Path("/")) -> Run:
-        start = self._account.server.audit_log.stat().st_size if self._account else 0
+        start = self._account.mark() if self._account else 0
         done = subprocess.run(
             [*command, "-e", json.dumps(variables)], env=self._environment, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, timeout=LONGEST_RUN, cwd=cwd,
