@@ -22,6 +22,8 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._traffic impo
 
 UNDECLARED = "undeclared.invalid"
 """A name that nobody can declare (RFC 2606). It is asked for at the address of a declared host, so that no DNS has a part in the refusal."""
+NOBODY = "192.0.2.1"
+"""An address that nobody has (RFC 5737), so that the mode decides about it."""
 MOST_OF_OTHERS = 50
 """Requests for what other owners open: in a large mesh many entries are exported to all."""
 STRANGER = "an identity that may not"
@@ -38,13 +40,19 @@ class Derived:
 
 
 def derive(
-    entries: Iterable[Mapping[str, Any]], namespace: str, account: str, refuses: bool, others: bool, sidecar: Mapping[str, Any] | None = None
+    entries: Iterable[Mapping[str, Any]],
+    namespace: str,
+    account: str,
+    refuses: bool,
+    others: bool,
+    sidecar: Mapping[str, Any] | None = None,
+    undeclared: bool = False,
 ) -> Derived:
     """The requests for all hosts that this collection declared for a namespace, made by a workload with the service account `account`.
 
-    `refuses` says whether undeclared hosts are refused there at all, else there are no refusals to prove. With `others`, what entries of other owners
-    open beyond the declared hosts must be refused, too, as far as the workload's Sidecar
-    resource imports them. Raises TrafficError when nothing is declared.
+    `refuses` says whether undeclared hosts are refused there, else there are no refusals to prove, unless `undeclared` asks for them. With `others`, what
+    entries of other owners open beyond the declared hosts must be refused, too, as far as the workload's Sidecar resource imports them. Raises TrafficError
+    when nothing is declared, and no refusal is asked for.
     """
     entries = [e for e in entries if e["spec"].get("hosts")]
     routes = _gateway.read_routes(entries)
@@ -52,10 +60,10 @@ def derive(
     routed = {r.entry.host for r in through}
     own = [e for e in entries if (policy_of(e) or ".").count(".") == 0 and exported(e, namespace)]
     direct = [d.entry for e in own for d in read_service_entry(e) if d.entry.host not in routed]
-    if not through and not direct:
+    if not (through or direct or undeclared):
         raise TrafficError(
             f"No host entry is declared for namespace {namespace}, so there is nothing to derive requests from.\n"
-            "Declare hosts with istio_egress_host or istio_egress_gateway, or list requests."
+            "Declare hosts with istio_egress_host or istio_egress_gateway, or list requests; that nothing gets out is proven with refuse_undeclared."
         )
     notes: list[str] = []
     requests = [r for entry in direct for r in _each(entry, "allowed", "direct", "declared, directly", notes)]
@@ -71,7 +79,7 @@ def derive(
         requests += _each(route.entry, "allowed", "gateway", "declared, through the gateway", notes)
         if callers is not None and namespace not in callers:
             strangers += _by_a_stranger(route.entry, notes)
-    if refuses:
+    if refuses or undeclared:
         declared = [*direct, *(r.entry for r in through)]
         opened = _opened_by_others(entries, namespace, declared, sidecar) if others else []
         requests += [*_refused(declared), *opened[:MOST_OF_OTHERS]]
@@ -119,7 +127,7 @@ def _of(scheme: str, host: str, port: int, expect: str, via: str | None, rule: s
 
 
 def _refused(entries: list[HostEntry]) -> list[Request]:
-    """What must not get out although it comes close: another name, another port, another protocol."""
+    """What must not get out although it comes close: another name, another port, another protocol. Where no name comes close, an address."""
     named = [e for e in entries if not e.is_wildcard and not e.host.endswith(f".{IP_DOMAIN}")]
     result = []
     for protocols, scheme in ((HTTP_PROTOCOLS, "http"), (TLS_PROTOCOLS, "https")):
@@ -135,7 +143,7 @@ def _refused(entries: list[HostEntry]) -> list[Request]:
         tls = [p.number for p in entry.ports if p.protocol in TLS_PROTOCOLS]
         if tls and not any(p.protocol in HTTP_PROTOCOLS for p in entry.ports):
             result.append(_of("http", entry.host, tls[0], "blocked", None, "plain HTTP where only TLS is declared"))
-    return result
+    return result or [_of("tcp", NOBODY, spare or SPARE_PORTS[0], "blocked", None, "an undeclared address")]
 
 
 def _opened_by_others(entries: Iterable[Mapping[str, Any]], namespace: str, declared: list[HostEntry], sidecar: Mapping[str, Any] | None) -> list[Request]:

@@ -47,9 +47,10 @@ options:
     description:
       - What to ask for. An item is a dictionary, or a string of one or more URLs separated by white space, as the text field of a survey gives them.
       - When it is left out, requests are derived from the host entries of this collection that the namespace sees. Each exact host and port must pass,
-        directly or through the gateway, as declared, or be refused where its C(allow_from) leaves out the workload. Where the mode is C(REGISTRY_ONLY),
-        there must be refused, an undeclared host (asked for at the address of a declared one), each host on an undeclared port, plain HTTP where only TLS
-        is declared, and see O(refuse_others).
+        directly or through the gateway, as declared, or be refused where its C(allow_from) leaves out the workload. Where the mode is C(REGISTRY_ONLY), or
+        with O(refuse_undeclared), there must be refused, an undeclared host (asked for at the address of a declared one), each host on an undeclared port,
+        plain HTTP where only TLS is declared, and see O(refuse_others). Where none of the hosts has a name to be asked for, an address that nobody has must
+        be refused.
     type: list
     elements: raw
     suboptions:
@@ -78,6 +79,12 @@ options:
           - An HTTP proxy that is asked for the URL, as V(http://proxy.example.com:3128). For C(https) it is asked with CONNECT.
           - The mesh sees a TCP connection to the proxy, so the verdict is about that, and about what came back through it.
         type: str
+  refuse_undeclared:
+    description:
+      - With derived requests, whether undeclared hosts must be refused whatever the mode is. The task then fails where the mode lets them out.
+      - With V(false) their refusal is tried only where the mode is C(REGISTRY_ONLY), and elsewhere a warning says that it was not.
+    type: bool
+    default: false
   refuse_others:
     description:
       - With derived requests, whether hosts and ports that a ServiceEntry of another owner opens for the namespace must be refused, since no declared
@@ -336,6 +343,7 @@ OPTIONS = {
     "container": {"type": "str"},
     "image": {"type": "str"},
     "requests": {"type": "list", "elements": "raw"},
+    "refuse_undeclared": {"type": "bool", "default": False},
     "refuse_others": {"type": "bool", "default": True},
     "timeout": {"type": "int", "default": 10},
     "insecure": {"type": "bool", "default": False},
@@ -345,14 +353,14 @@ OPTIONS = {
 }
 
 
-def derived(inquiry: Inquiry, source: _source.Source, pod: dict, others: bool) -> _derive.Derived:
+def derived(inquiry: Inquiry, source: _source.Source, pod: dict, undeclared: bool, others: bool) -> _derive.Derived:
     """The requests that prove what is declared, for the mode that the pod's sidecar has."""
     world = inquiry.world(source.namespace)
-    nowhere = _path.Call(_path.TCP, "192.0.2.1", 9)  # an address that nobody has (RFC 5737), so the mode decides
+    nowhere = _path.Call(_path.TCP, _derive.NOBODY, 9)
     arrival = _path.Arrival(nowhere, nowhere.host, nowhere.port)  # at the sidecar, whatever ranges the pod leads around it: what gets out there is a hole
     refuses = source.sidecar and _path.through(inquiry.configuration(pod), arrival, True, _explain.identity(pod)).stopped
     account = pod["spec"].get("serviceAccountName") or "default"
-    return _derive.derive(world.of("ServiceEntry"), source.namespace, account, refuses, others, world.sidecar_of(pod))
+    return _derive.derive(world.of("ServiceEntry"), source.namespace, account, refuses, others, world.sidecar_of(pod), undeclared)
 
 
 def ask(prober: Prober, requests: list[_traffic.Request], retries: int, delay: int) -> list[dict]:
@@ -380,7 +388,7 @@ def main() -> None:
         inquiry = Inquiry(cluster, params["istio_namespace"])
         source = _source.choose_source(inquiry.pods(namespace), namespace, params["workload"], params["container"])
         pod = next(p for p in inquiry.pods(namespace) if p["metadata"]["name"] == source.pod)
-        made = _derive.Derived(listed) if listed else derived(inquiry, source, pod, params["refuse_others"])
+        made = _derive.Derived(listed) if listed else derived(inquiry, source, pod, params["refuse_undeclared"], params["refuse_others"])
         image = "" if module.check_mode else params["image"] or ""
         notes, warnings = list(made.notes), []
 
@@ -401,6 +409,8 @@ def main() -> None:
             elif made.strangers:
                 hosts = ", ".join(sorted({r.host for r in made.strangers}))
                 notes.append(f"That no other identity may use {hosts} was not tried: name an image with curl in image, for a short-lived pod that has another.")
+        if not rows:
+            raise _traffic.TrafficError(f"Nothing could be asked for, so nothing is proven: {' '.join(notes)}\nList requests, or set refuse_undeclared.")
         module.warn_all(warnings + inquiry.warnings + _traffic.warnings(rows) + notes)
         result = {"checks": rows, "table": _traffic.table(rows), "notes": notes, "pod": asker[0].pod}
         result["passed"] = all(row["met"] is not False for row in rows)

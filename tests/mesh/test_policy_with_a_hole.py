@@ -74,3 +74,24 @@ def test_a_way_that_was_not_taken_fails_the_expectation(policy, run_module):
     result = run_module(CHECK, namespace=policy, requests=[{"url": "http://httpbin.org/", "via": "gateway"}], fails=True)
     assert result["checks"][0]["way"] == "direct"
     assert "allowed gateway: NO" in result["msg"]
+
+
+def test_a_namespace_that_was_opened_is_no_proof_of_a_closed_one(policy, run_module):
+    run_module(MODE, namespace=policy, mode="ALLOW_ANY")
+    asked = {"namespace": policy, "refuse_others": False}
+    lenient, strict = run_module(CHECK, **asked), run_module(CHECK, **asked, refuse_undeclared=True, fails=True)
+    assert lenient["passed"] and "no refusal was tried" in lenient["notes"][0]
+    assert not strict["passed"] and {row["rule"] for row in strict["checks"] if not row["met"]} >= {"an undeclared host"}, strict["table"]
+
+
+def test_nothing_declared_and_nothing_let_out(policy, run_module):
+    run_module(MODE, namespace=policy, mode="REGISTRY_ONLY")
+    run_module(HOST, namespace=policy, policy="web", purge=True, state="absent")
+    result = run_module(CHECK, namespace=policy, refuse_others=False, refuse_undeclared=True)
+    assert [(row["url"], row["by"], row["met"]) for row in result["checks"]] == [("tcp://192.0.2.1:8443", "mesh", True)]
+    asked_nothing = run_module(CHECK, namespace=policy, refuse_others=False, fails=True)
+    assert "nothing to derive requests from" in asked_nothing.msg
+    run_module(HOST, namespace=policy, policy="web", hosts=[{"host": "*.example.com", "ports": [443]}])
+    run_module(MODE, namespace=policy, mode="ALLOW_ANY")
+    asked_nothing = run_module(CHECK, namespace=policy, refuse_others=False, fails=True)
+    assert "nothing is proven" in asked_nothing.msg and "*.example.com is a wildcard" in asked_nothing.msg

@@ -47,6 +47,18 @@ def test_where_all_is_let_out_nothing_is_refused_and_the_result_says_so() -> Non
     assert "not REGISTRY_ONLY" in derived.notes[0]
 
 
+def test_refusals_can_be_asked_for_where_all_is_let_out() -> None:
+    derived = derive(declared("a.example:80"), "demo", "sleep", False, True, undeclared=True)
+    assert [r.url for r in derived.requests if r.expect == "blocked"] == ["http://undeclared.invalid/", "tcp://a.example:8443"]
+    assert derived.notes == ()
+
+
+@pytest.mark.parametrize("entries", [[], declared("*.a.example", {"host": "203.0.113.0/24", "ports": ["tcp/5432"]})], ids=["nothing", "no name"])
+def test_where_no_name_is_declared_an_address_is_refused(entries: list[dict[str, Any]]) -> None:
+    derived = derive(entries, "demo", "sleep", True, True, undeclared=True)
+    assert [(r.url, r.expect) for r in derived.requests] == [("tcp://192.0.2.1:8443", "blocked")]
+
+
 def test_wildcards_and_ranges_are_left_to_the_user() -> None:
     derived = derive(declared("*.a.example", {"host": "203.0.113.0/24", "ports": ["tcp/5432"]}, "b.example:80"), "demo", "sleep", False, True)
     assert [r.url for r in derived.requests] == ["http://b.example/"]
