@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What a document may say, as Ansible takes it."""
 
-NOW, BEFORE, LEFT = "policy.yaml", "before.yaml", "left.yaml"
+NOW, BEFORE, LEFT, TRIAL = "policy.yaml", "before.yaml", "left.yaml", "trial"
 """Keys of the record."""
 
 Workload = tuple[str, str]
@@ -118,11 +118,13 @@ class Record:
     """The essence of a document that is applied, and of the one before it: ``{}`` when there was none, None when there is no way back.
 
     While it is being applied, `left` are those of the documents whose mode or ranges have to be taken back, so that a task that breaks off can be finished.
+    A document is on `trial` until a proof has passed, so that one that fails later, too, knows that the document of before is the one to go back to.
     """
 
     document: Mapping[str, Any]
     before: Mapping[str, Any] | None = None
     left: tuple[Mapping[str, Any], ...] = ()
+    trial: bool = False
 
 
 def record_name(policy: str) -> str:
@@ -154,7 +156,7 @@ def read_record(config_map: Mapping[str, Any] | None) -> Record | None:
             f"{name} holds no document of a policy in {NOW}: somebody changed it; nothing was written.\n"
             "Correct it, or delete it and apply the document again; what it recorded of the time before is lost then."
         )
-    return Record(found[NOW], found.get(BEFORE), tuple(left))
+    return Record(found[NOW], found.get(BEFORE), tuple(left), TRIAL in data)
 
 
 def record_object(record: Record, namespace: str, policy: str) -> Object:
@@ -162,22 +164,25 @@ def record_object(record: Record, namespace: str, policy: str) -> Object:
     import yaml
 
     texts = {NOW: record.document, **({} if record.before is None else {BEFORE: record.before}), **({LEFT: list(record.left)} if record.left else {})}
+    data = {key: yaml.safe_dump(document, sort_keys=False, allow_unicode=True) for key, document in texts.items()}
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": record_name(policy), "namespace": namespace, "labels": policy_labels(policy)},
-        "data": {key: yaml.safe_dump(document, sort_keys=False, allow_unicode=True) for key, document in texts.items()},
+        "data": {**data, **({TRIAL: "not proven yet"} if record.trial else {})},
     }
 
 
-def next_record(live: Record | None, state: str, asked: Mapping[str, Any] | None) -> Record | None:
+def next_record(live: Record | None, state: str, asked: Mapping[str, Any] | None, trial: bool = False) -> Record | None:
     """What shall be recorded in the end: of the essence `asked` (``present``), of the one before (``restored``), or nothing (``absent``).
 
-    The same document again changes nothing, and a policy is brought back once: from there on it is as it was.
+    The same document again changes nothing but that it is no longer on `trial`, and a policy is brought back once: from there on it is as it was. What
+    comes after a document on trial does not go back to that one, but to the one before it.
     """
     if state == "present":
         same = live is not None and live.document == asked
-        return Record(asked or {}, live.before if same else live.document if live else {})
+        before = {} if live is None else live.before if same or live.trial else live.document
+        return Record(asked or {}, before, trial=trial and (not same or live.trial))
     if state == "absent" or live is None:
         return None
     back = Record(live.document if live.before is None else live.before)
@@ -188,7 +193,7 @@ def first_record(live: Record | None, now: Record | None, left: tuple[Mapping[st
     """What is recorded while the way from `live` to `now` is gone. A record that goes stays until then, for what has to be taken back."""
     if now is None:
         return Record({}, None, left) if left else live
-    return Record(now.document, now.before, left)
+    return replace(now, left=left)
 
 
 def together(documents: Iterable[Document]) -> Document:

@@ -76,12 +76,13 @@ class Planned:
 
 @dataclass(frozen=True)
 class Task:
-    """What a task asks for: a state, the essence of a document for ``present``, and what may be taken away on the way there."""
+    """What a task asks for: a state, the essence of a document for ``present``, on trial or not, and what may be taken away on the way there."""
 
     state: str
     asked: Mapping[str, Any] = field(default_factory=dict)
     purge: bool = True
     most: int | None = None
+    trial: bool = False
 
 
 def plan_task(config_map: Object | None, task: Task, look: Callable[[Document, Document], Around], place: Place) -> Planned:
@@ -91,7 +92,7 @@ def plan_task(config_map: Object | None, task: Task, look: Callable[[Document, D
     is cleared of that in the end, so that a task that broke off is finished when it runs again, or taken back.
     """
     was = read_record(config_map)
-    now = next_record(was, task.state, task.asked)
+    now = next_record(was, task.state, task.asked, task.trial)
     said = (was.document, *was.left) if was else ({},)
     documents = [parse(essence, place.namespace, place.policy) for essence in said]
     before, after = together(documents), parse(now.document if now else {}, place.namespace, place.policy)

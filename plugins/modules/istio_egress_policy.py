@@ -140,6 +140,13 @@ options:
     description:
       - The most hosts that may be taken away, in any state. When there are more, the task fails before it writes anything.
     type: int
+  trial:
+    description:
+      - Whether a document that is new is recorded as being on trial. It is until the task runs without this option, which is to be done when a proof by
+        M(meshops.istio_egress.istio_egress_check) has passed. RV(trial) tells, also a later run, that O(state=restored) is what a proof that fails asks for.
+      - A document that comes after one on trial has the one before that as its way back.
+    type: bool
+    default: false
   state:
     description:
       - V(present) applies the document. The same document again repairs what others have changed, and changes nothing where nothing differs.
@@ -220,6 +227,11 @@ before:
   returned: when a change of the document is recorded
   type: dict
   sample: {hosts: [httpbin.org:80]}
+trial:
+  description: Whether the document is on trial, that is, new and not yet applied without O(trial).
+  returned: success
+  type: bool
+  sample: false
 hosts:
   description: The hosts that the policy declares for the direct way after the task, and what was decided for each.
   returned: success
@@ -335,6 +347,7 @@ OPTIONS = {
     "policy": {"type": "dict", "options": _document.OPTIONS},
     "purge": {"type": "bool", "default": True},
     "max_delete": {"type": "int"},
+    "trial": {"type": "bool", "default": False},
     "state": {"type": "str", "choices": ["present", "restored", "absent", "rendered"], "default": "present"},
     **ISTIO_OPTIONS,
     **WAIT_OPTIONS,
@@ -361,7 +374,7 @@ def main() -> None:
                 seen.update(around=_around(cluster, place, params["revision"], before, after, others), warnings=check_credentials(cluster, after.routes))
                 return seen["around"]
 
-            seen["planned"] = plan_task(own, Task(state, _document.essence(asked), params["purge"], params["max_delete"]), look, place)
+            seen["planned"] = plan_task(own, Task(state, _document.essence(asked), params["purge"], params["max_delete"], params["trial"]), look, place)
             return seen["planned"].plan
 
         watcher = module.watcher()
@@ -418,6 +431,7 @@ def _result(planned: Planned, around: Around, place: Place) -> dict:
     return {
         "policy": dict(planned.now.document) if planned.now else {},
         **({"before": dict(planned.now.before)} if planned.now and planned.now.before is not None else {}),
+        "trial": planned.now is not None and planned.now.trial,
         "hosts": _plan.describe_hosts(planned.hosts, around.live["ServiceEntry"], place.namespace, place.policy, chosen),
         "through_gateways": ways["hosts"],
         **({"everything": ways["everything"]} if planned.everything else {}),

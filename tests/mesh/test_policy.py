@@ -64,9 +64,11 @@ def test_hosts_change_their_way_with_the_document_and_no_request_is_lost(workloa
 
 
 def test_a_document_that_cannot_be_proven_is_taken_back(workload: Workload, run_module, api: ApiServer, kubeconfig: Path, tmp_path: Path) -> None:
-    """By the playbook, whose file is looked for where one stands."""
+    """By the playbook, whose file is looked for where one stands; also when an earlier run broke off before its proof."""
     run_module(POLICY, namespace=workload.namespace, name="proven", policy=DIRECT)
-    (tmp_path / "new.yml").write_text(yaml.safe_dump({"mode": "REGISTRY_ONLY", "hosts": [TLS, "no-such-host.invalid"]}), encoding="utf-8")
+    new = {"mode": "REGISTRY_ONLY", "hosts": [TLS, "no-such-host.invalid"]}
+    (tmp_path / "new.yml").write_text(yaml.safe_dump(new), encoding="utf-8")
+    assert run_module(POLICY, namespace=workload.namespace, name="proven", policy=new, trial=True)["trial"]
     runner = Runner(workload.namespace, kubeconfig, None)
     run = runner.play("policy", cwd=tmp_path, egress_policy="proven", egress_workload="deployment/sleep", egress_file="new.yml", egress_svg="ways.svg")
     assert run.code != 0

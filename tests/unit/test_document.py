@@ -149,6 +149,19 @@ def test_one_step_back_is_kept() -> None:
     assert next_record(second, "absent", None) is None
 
 
+def test_a_document_is_on_trial_until_it_runs_without() -> None:
+    one, two, three = {"hosts": [A]}, {"hosts": [B]}, {"hosts": [C]}
+    proven = next_record(next_record(None, "present", one, trial=True), "present", one)
+    assert proven == Record(one, {})
+    assert next_record(proven, "present", one, trial=True) == proven
+    tried = next_record(proven, "present", two, trial=True)
+    assert tried == Record(two, one, trial=True) == next_record(tried, "present", two, trial=True)
+    assert next_record(tried, "present", three, trial=True) == Record(three, one, trial=True)
+    assert next_record(tried, "present", three) == Record(three, one)
+    assert next_record(tried, "restored", None) == Record(one, None)
+    assert read_record(record_object(tried, "demo", "web")) == tried
+
+
 def test_the_record_comes_first_and_keeps_what_others_wrote_on_it() -> None:
     cluster = Cluster()
     cluster.apply({"hosts": [A]})
