@@ -87,9 +87,16 @@ def test_what_is_learned_stays_open_and_the_rest_is_closed(runner: Runner, web: 
     assert (again.code, again.changed, again.writes, again.results["hosts"]) == (0, 0, [], []), again.text
 
 
-def test_undo_opens_it(runner: Runner, web: Workload, api: ApiServer) -> None:
+def test_undo_opens_it_unless_another_policy_is_there(runner: Runner, web: Workload, api: ApiServer, run_module) -> None:
+    theirs = {"namespace": runner.namespace, "policy": "theirs", "hosts": ["en.wikipedia.org"]}
+    run_module("istio_egress_host", **theirs)
     run = runner.play("lock_down", **{**ANSWERS, "egress_undo": "true"})
-    assert run.code == 0, run.text
+    assert run.code == 0 and "so its mode stays: ServiceEntry egress-theirs-" in run.text, run.text
+    assert (mode(api, runner.namespace), declared(api, runner.namespace)) == ("REGISTRY_ONLY", {"en.wikipedia.org"})
+
+    run_module("istio_egress_host", **theirs, state="absent")
+    run = runner.play("lock_down", **{**ANSWERS, "egress_undo": "true"})
+    assert run.code == 0 and "its mode stays" not in run.text, run.text
     assert (mode(api, runner.namespace), declared(api, runner.namespace)) == (None, set())
     assert web.curl(OTHER).outcome == "200"
 
