@@ -64,6 +64,13 @@ def test_the_arguments_of_a_role_are_its_defaults(name: str) -> None:
     assert [option for option in options if not option.startswith(f"{name}_")] == []
 
 
+def test_playbook_role_and_module_mean_the_same_policy(documentation: dict[str, dict]) -> None:
+    """A document that one of them applied would be a second policy to the others."""
+    [play] = load("playbooks/policy.yml")
+    module = documentation["meshops.istio_egress.istio_egress_policy"]["doc"]["options"]["name"]["default"]
+    assert play["vars"]["egress_policy"] == load("roles/egress_policy/defaults/main.yml")["egress_policy_name"] == module
+
+
 @pytest.mark.parametrize("name", ROLES)
 def test_a_role_can_be_read_about_and_is_tried(name: str) -> None:
     assert f"meshops.istio_egress.{name}" in (tree.CHECKOUT / "roles" / name / "README.md").read_text(encoding="utf-8")
