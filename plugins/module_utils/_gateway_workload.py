@@ -30,7 +30,7 @@ GATEWAY_LABEL = "istio-egress.meshops.io/gateway"
 """On all objects of a gateway that we made, and its selector: ``NAMESPACE.NAME``. A Gateway resource selects pods in all namespaces, so one that is meant for
 another gateway must not find these."""
 DEFAULTS: dict[str, Any] = {
-    "ports": (HTTP_PORT, TLS_PORT), "replicas": 2, "drain_timeout": 60,
+    "ports": (HTTP_PORT, TLS_PORT), "replicas": 2, "drain_timeout": 60, "read_secrets": True,
     "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "2", "memory": "1Gi"}},
 }  # fmt: skip
 """What a new gateway gets where nothing is said. One that exists keeps what it has."""
@@ -215,8 +215,8 @@ class Settings:
     autoscale: Autoscale | None = None
     resources: Mapping[str, Any] | None = None
     drain_timeout: int | None = None
-    read_secrets: bool = True
-    revision: str = "default"
+    read_secrets: bool | None = None
+    revision: str | None = None
     istio_namespace: str = "istio-system"
 
 
@@ -316,7 +316,7 @@ def workload_objects(namespace: str, name: str, settings: Settings, live: Mappin
         return {"apiVersion": _API_VERSIONS[kind], "kind": kind, "metadata": {"name": _name_of(kind, name), "namespace": namespace, "labels": labels}, **rest}
 
     result = [new("ServiceAccount")]
-    if settings.read_secrets:
+    if _reads_secrets(settings, live):
         # istiod hands a Secret to a gateway only when the gateway's own account may list Secrets (pilot/pkg/credentials/kube, ``Authorize``)
         result.append(new("Role", rules=[{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "watch", "list"]}]))
         role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": _name_of("Role", name)}
@@ -335,6 +335,13 @@ def workload_objects(namespace: str, name: str, settings: Settings, live: Mappin
         }
         result.append(new("HorizontalPodAutoscaler", spec=spec))
     return result
+
+
+def _reads_secrets(settings: Settings, live: Mapping[str, Object | None]) -> bool:
+    if settings.read_secrets is not None:
+        return settings.read_secrets
+    before = [kind for kind in ("Role", "RoleBinding") if live.get(kind) and is_ours(live[kind])]
+    return bool(before) if live.get("Deployment") else DEFAULTS["read_secrets"]
 
 
 _API_VERSIONS = {
@@ -388,13 +395,13 @@ def _deployment(
         container["resources"] = settings.resources if settings.resources is not None else DEFAULTS["resources"]
     if settings.drain_timeout or before is None:
         pod["terminationGracePeriodSeconds"] = settings.drain_timeout or DEFAULTS["drain_timeout"]
-    revision = settings.revision if settings.revision not in ("", "default") else None
+    revision = {} if settings.revision is None else {"istio.io/rev": None if settings.revision == "default" else settings.revision}
     spec: Object = {
         "selector": {"matchLabels": dict(selector)},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": "25%"}},
         "template": {
             "metadata": {
-                "labels": {**labels, "sidecar.istio.io/inject": "true", "istio.io/rev": revision},
+                "labels": {**labels, "sidecar.istio.io/inject": "true", **revision},
                 "annotations": {
                     "inject.istio.io/templates": "gateway",
                     "prometheus.io/scrape": "true",
@@ -448,7 +455,7 @@ def plan_present(namespace: str, name: str, settings: Settings, live: Mapping[st
         new = _over(old, wanted)
         if not _same(old, new):
             changes.append(Change(old, new, _difference(old, new)))
-    if not settings.read_secrets:
+    if settings.read_secrets is False:
         changes += [Change(live[kind], None, "reads no Secrets") for kind in ("RoleBinding", "Role") if live.get(kind) and is_ours(live[kind])]
     return Plan((*changes, serving(f"{namespace}/{name}")))
 

@@ -74,16 +74,16 @@ options:
     type: int
   read_secrets:
     description:
-      - Whether the gateway's account may read the Secrets of its namespace. istiod hands a gateway the key of a client certificate (C(credentialName)) only
-        then; a CA certificate alone it hands out without. A change takes effect when istiod asks again, after one to five minutes.
+      - Whether the gateway's account may read the Secrets of its namespace, for a new gateway V(true). istiod hands a gateway the key of a client
+        certificate (C(credentialName)) only then; a CA certificate alone it hands out without. A change takes effect when istiod asks again, after one
+        to five minutes.
       - The account that runs the task must have these rights itself, or the right to C(escalate).
     type: bool
-    default: true
   revision:
     description:
-      - Revision of the control plane whose injector makes the proxy, as in the label C(istio.io/rev); V(default) for one installed without a revision.
+      - Revision of the control plane whose injector makes the proxy, as in the label C(istio.io/rev); V(default) for one installed without a revision, which
+        is also what a new gateway gets. A change replaces the pods.
     type: str
-    default: default
   state:
     description:
       - V(present) finds or deploys a gateway. V(absent) removes one that this module made, and refuses while hosts are sent through it.
@@ -242,9 +242,10 @@ OPTIONS = {
     },
     "resources": {"type": "dict"},
     "drain_timeout": {"type": "int"},
-    "read_secrets": {"type": "bool", "default": True, "no_log": False},
+    "read_secrets": {"type": "bool", "no_log": False},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     **ISTIO_OPTIONS,
+    "revision": {"type": "str"},  # without a default: a gateway that is there stays with its own
     **WAIT_OPTIONS,
 }
 

@@ -33,8 +33,8 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._policy impor
 from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Proxy
 
 OPTIONS = {
-    "name": None, "ports": None, "replicas": None, "autoscale": None, "resources": None, "drain_timeout": None, "read_secrets": True,
-    "revision": "default", "istio_namespace": "istio-system",
+    "name": None, "ports": None, "replicas": None, "autoscale": None, "resources": None, "drain_timeout": None, "read_secrets": None,
+    "revision": None, "istio_namespace": "istio-system",
 }  # fmt: skip
 
 
@@ -245,8 +245,7 @@ def test_a_second_run_writes_nothing_and_nor_does_one_without_options(options):
     live = after({}, plan({}, **options))
     again = plan(live, **options)
     assert not again and len(again.steps) == 1
-    kept = {key: options[key] for key in ("revision", "read_secrets") if key in options}
-    assert not plan(live, **kept)
+    assert not plan(live)
 
 
 @pytest.mark.parametrize(("before", "then", "expected"), [
@@ -257,7 +256,9 @@ def test_a_second_run_writes_nothing_and_nor_does_one_without_options(options):
     ({"autoscale": {"min": 2, "max": 4, "cpu": 70}}, {"replicas": 3}, ["delete HorizontalPodAutoscaler", "update Deployment"]),
     ({"autoscale": {"min": 2, "max": 4, "cpu": 70}}, {"autoscale": {"min": 2, "max": 4, "cpu": 60}}, ["update HorizontalPodAutoscaler"]),
     ({}, {"read_secrets": False}, ["delete RoleBinding", "delete Role"]),
-    ({"revision": "canary"}, {}, ["update Deployment"]),
+    ({"read_secrets": False}, {"read_secrets": True}, ["create Role", "create RoleBinding"]),
+    ({}, {"revision": "canary"}, ["update Deployment"]),
+    ({"revision": "canary"}, {"revision": "default"}, ["update Deployment"]),
     ({}, {"resources": {"requests": {"cpu": "100m"}}}, ["update Deployment"]),
 ])  # fmt: skip
 def test_only_what_differs_is_written(before, then, expected):
@@ -269,7 +270,7 @@ def test_only_what_differs_is_written(before, then, expected):
 
 def test_a_revision_and_a_limit_that_are_no_longer_wanted_go():
     live = after({}, plan({}, revision="canary"))
-    live = after(live, plan(live, resources={"requests": {"cpu": "100m"}}))
+    live = after(live, plan(live, revision="default", resources={"requests": {"cpu": "100m"}}))
     template = live["Deployment"]["spec"]["template"]
     assert "istio.io/rev" not in template["metadata"]["labels"]
     assert template["spec"]["containers"][0]["resources"] == {"requests": {"cpu": "100m"}}
@@ -292,9 +293,9 @@ def test_what_others_added_stays():
 
 def test_what_somebody_took_away_comes_back():
     live = after({}, plan({}))
-    live["PodDisruptionBudget"] = None
+    live["PodDisruptionBudget"] = live["Role"] = None
     live["Deployment"]["spec"]["template"]["spec"]["containers"][0]["env"] = []
-    assert changes(plan(live)) == ["update Deployment", "create PodDisruptionBudget"]
+    assert changes(plan(live)) == ["create Role", "update Deployment", "create PodDisruptionBudget"]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "HorizontalPodAutoscaler"])
