@@ -55,13 +55,41 @@ def test_egress_gateway(runner: Runner, cluster) -> None:
     assert tls_clusters(log) == ["outbound|443|plain|istio-egressgateway.istio-system.svc.cluster.local"]
 
 
-def test_mutual_tls_origination(runner: Runner, cluster, own_mesh, tmp_path: Path) -> None:
-    pki.authority(tmp_path / "own-ca.crt", tmp_path / "own-ca.key", "clients")
-    pki.leaf(tmp_path / "tls.crt", tmp_path / "tls.key", "/CN=client of cnn", (tmp_path / "own-ca.crt", tmp_path / "own-ca.key"))
-    files = {"egress_certificate_file": tmp_path / "tls.crt", "egress_key_file": tmp_path / "tls.key", "egress_ca_file": own_mesh.cache.far_ca}
-    files = {name: str(path) for name, path in files.items()}
+def credential(runner: Runner) -> str:
+    return f"egress-client-{runner.namespace}"
+
+
+@pytest.fixture(scope="module")
+def files(own_mesh, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The variables of a client certificate."""
+    place = tmp_path_factory.mktemp("client")
+    pki.authority(place / "own-ca.crt", place / "own-ca.key", "clients")
+    pki.leaf(place / "tls.crt", place / "tls.key", "/CN=client of cnn", (place / "own-ca.crt", place / "own-ca.key"))
+    files = {"egress_certificate_file": place / "tls.crt", "egress_key_file": place / "tls.key", "egress_ca_file": own_mesh.cache.far_ca}
+    return {name: str(path) for name, path in files.items()}
+
+
+def test_a_secret_of_somebody_else_stays_and_a_check_ends_before_a_new_one(runner: Runner, api: ApiServer, files: dict[str, str], tmp_path: Path) -> None:
+    namespace, name = GATEWAY.split("/")
+    variables = {"egress_gateway_deploy_namespace": namespace, "egress_gateway_deploy_name": name, "egress_route_policy": "gateway", **files}
+    variables["egress_credential"] = credential(runner)
+    tried = runner.tasks("client_certificate", tmp_path, "--check", **variables)
+    assert tried.code == 0 and "Check mode ends here" in tried.text, tried.text
+    labels = {"app.kubernetes.io/managed-by": "istio-egress", "istio-egress.meshops.io/policy": "gateway", "istio-egress.meshops.io/scope": "another"}
+    metadata = {"name": credential(runner), "namespace": namespace, "labels": labels}
+    theirs = api.create({"apiVersion": "v1", "kind": "Secret", "metadata": metadata})
+    try:
+        refused = runner.tasks("client_certificate", tmp_path, **variables)
+        assert refused.code != 0
+        assert f"Secret {namespace}/{credential(runner)} is not of policy gateway of namespace {runner.namespace}" in refused.text, refused.text
+        assert api.read("Secret", namespace, credential(runner)) == theirs
+    finally:
+        api.delete("Secret", namespace, credential(runner))
+
+
+def test_mutual_tls_origination(runner: Runner, cluster, own_mesh, files: dict[str, str]) -> None:
     start = time.time()
-    run = runner.play("mutual_tls_origination", egress_gateway=GATEWAY, egress_credential=f"client-{runner.namespace}", **files)
+    run = runner.play("mutual_tls_origination", egress_gateway=GATEWAY, **files)
     assert (run.code, run.results) == (0, {CNN: "200", HTTPBIN: "502", "https://edition.cnn.com/politics": "exit 35"}), run.text
     at = {p["status"]["podIP"] for p in cluster.list("Pod", "istio-system", labels="istio=egressgateway")}
     seen = [r for r in map(json.loads, farend.requests(own_mesh, time.time() - start)) if r["host"] == "edition.cnn.com" and r["client"] in at]
@@ -74,4 +102,4 @@ def test_undo_leaves_nothing(runner: Runner, api: ApiServer) -> None:
     assert (undo.code, undo.changed > 0) == (0, True), undo.text
     assert of_gateway(api, runner.namespace) == []
     assert api.read("Namespace", None, runner.namespace) is None
-    assert not [o for o in api.list("Secret", "istio-system") if o["metadata"]["name"] == f"client-{runner.namespace}"]
+    assert api.read("Secret", "istio-system", credential(runner)) is None

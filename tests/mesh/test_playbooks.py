@@ -25,6 +25,7 @@ import pytest
 from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster
 from api.modules import WRITES, Account, ApiServer, Request
 from mesh.conftest import RunModule, scope_of
+from tooling import tree
 
 COLLECTION = "meshops.istio_egress"
 ROLE = f"{COLLECTION}.test_source"
@@ -61,6 +62,13 @@ class Runner:
 
     def role(self, name: str, **variables: Any) -> Run:
         return self._run(["ansible", "localhost", "-m", "ansible.builtin.include_role", "-a", f"name={name}"], variables)
+
+    def tasks(self, name: str, place: Path, *options: str, **variables: Any) -> Run:
+        """A file of tasks that playbooks share, in a play of its own, which is written to `place`."""
+        tasks = [{"ansible.builtin.include_tasks": str(tree.CHECKOUT / "playbooks" / "tasks" / f"{name}.yml")}]
+        play = place / "play.yml"
+        play.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
+        return self._run(["ansible-playbook", str(play), *options], {"egress_namespace": self.namespace, **variables})
 
     def _run(self, command: list[str], variables: Mapping[str, Any], cwd: Path = Path("/")) -> Run:
         start = self._account.mark() if self._account else 0
