@@ -19,6 +19,10 @@ ADMIN_PORT = 15000
 ANSWERS = 3
 """How often a proxy is asked whose answers break off."""
 
+SIDECAR, ROUTER = "sidecar", "router"
+ROLES = (ROUTER, "waypoint", "ztunnel")
+"""What a container with the proxy's name runs that is no sidecar: the word after ``proxy`` in its arguments (istio/istio manifests/charts)."""
+
 
 @dataclass(frozen=True)
 class Proxy:
@@ -35,24 +39,30 @@ class Proxy:
 
 
 def sidecars(pods: Iterable[Mapping[str, Any]]) -> list[Proxy]:
-    """The sidecars among `pods`, leaving out pods that are ending or done."""
-    return [proxy for proxy, router in _proxies(pods) if not router]
+    """The sidecars among `pods`, leaving out pods that have ended."""
+    return [proxy for proxy, role in _proxies(pods) if role == SIDECAR]
 
 
 def routers(pods: Iterable[Mapping[str, Any]]) -> list[Proxy]:
     """The gateway proxies among `pods`: their proxy runs as ``router``."""
-    return [proxy for proxy, router in _proxies(pods) if router]
+    return [proxy for proxy, role in _proxies(pods) if role == ROUTER]
 
 
 def workloads(pods: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The running pods among `pods` that are no gateways, with a sidecar or without."""
-    return [p for p in pods if (p.get("status") or {}).get("phase") == "Running" and not p["metadata"].get("deletionTimestamp") and not routers([p])]
+    """The running pods among `pods` that are no part of the mesh themselves (gateways and the like), with a sidecar or without."""
+    running = [p for p in pods if (p.get("status") or {}).get("phase") == "Running" and not has_ended(p)]
+    return [p for p in running if all(role == SIDECAR for _proxy, role in _proxies([p]))]
 
 
-def _proxies(pods: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Proxy, bool]]:
+def has_ended(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod is ending or done; one of a Job stays when it is done, and one that was evicted."""
+    return bool(pod["metadata"].get("deletionTimestamp")) or (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
+def _proxies(pods: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Proxy, str]]:
     for pod in pods:
         metadata, status = pod["metadata"], pod.get("status") or {}
-        if metadata.get("deletionTimestamp") or status.get("phase") in ("Succeeded", "Failed"):
+        if has_ended(pod):
             continue
         proxy = next((c for c in containers(pod) if c["name"] == PROXY), None)
         if proxy is None:
@@ -60,7 +70,7 @@ def _proxies(pods: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Proxy, bool]]:
         statuses = [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]
         ready = any(s["name"] == PROXY and s.get("ready") for s in statuses)
         found = Proxy(metadata["namespace"], metadata["name"], metadata.get("labels") or {}, _revision(metadata), ready)
-        yield found, "router" in (proxy.get("args") or ())
+        yield found, next((word for word in proxy.get("args") or () if word in ROLES), SIDECAR)
 
 
 def _revision(metadata: Mapping[str, Any]) -> str:

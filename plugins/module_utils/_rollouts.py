@@ -19,7 +19,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._control_plan
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._observer import Observer
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Wait
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import sidecars
+from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import has_ended, sidecars
 
 PAUSE = 0.5
 """Seconds between two looks."""
@@ -57,7 +57,7 @@ class Onlooker(Observer):
             pods = self._cluster.list("Pod", namespace, labels=selector(workload))
             missing, never = unfinished(workload), by_hand(workload)
             own = {option: text if text is None else settings[option] for option, text in _bypass.of_template(workload).items()}
-            late = [p for p in pods if not p["metadata"].get("deletionTimestamp") and _bypass.differs(p, own)]
+            late = [p for p in pods if not has_ended(p) and _bypass.differs(p, own)]
             self._report(pods, settings)
             self.verified = not missing and not late and self.proxies["looked_at"] > 0
             if not step.patient or not (missing or late):

@@ -103,6 +103,10 @@ class ApiServer:
     def patch(self, kind: str, namespace: str | None, name: str, change: Object) -> Object:
         return self.call("PATCH", path_of(kind, namespace, name), change, "application/merge-patch+json")
 
+    def set_status(self, kind: str, namespace: str, name: str, status: Object) -> None:
+        """Says what a controller or a kubelet would say of an object."""
+        self.call("PATCH", f"{path_of(kind, namespace, name)}/status", {"status": status}, "application/merge-patch+json")
+
     def read(self, kind: str, namespace: str | None, name: str) -> Object | None:
         try:
             return self.call("GET", path_of(kind, namespace, name))

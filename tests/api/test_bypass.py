@@ -6,11 +6,13 @@ The control plane of these tests is a namespace with the injector's ConfigMap; n
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
 
-from api.modules import Account, Object, Relay, Result
+from api.modules import Account, Object, Relay, Result, wait_until
+from api.test_outbound_mode import made
 
 MODULE = "istio_egress_bypass"
 EXCLUDE = "traffic.sidecar.istio.io/excludeOutboundIPRanges"
@@ -92,6 +94,20 @@ def test_somebody_else_s_write_in_between_is_kept(account: Account, place: str) 
     assert result["changed"], result
     spec = account.server.read("Deployment", place, "web")["spec"]
     assert (spec["replicas"], spec["template"]["metadata"]["annotations"]) == (3, {EXCLUDE: "192.0.2.0/24"})
+
+
+def test_a_pod_that_was_evicted_is_not_waited_for(account: Account, place: str) -> None:
+    account.server.create(workload("Deployment", place))
+    status = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), 1) | {"observedGeneration": 9}
+    account.server.set_status("Deployment", place, "web", status)
+    for name, phase, excluded in (("old", "Failed", ""), ("new", "Running", "192.0.2.0/24")):
+        redirect = {"name": "istio-init", "image": "x", "args": ["istio-iptables", "-i", "*", "-x", excluded]}
+        spec = {"containers": [{"name": "istio-proxy", "image": "x"}], "initContainers": [redirect], "automountServiceAccountToken": False}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": place, "labels": {"app": "web"}}, "spec": spec}
+        wait_until(partial(made, account, pod), "the service account that every pod needs")
+        account.server.set_status("Pod", place, name, {"phase": phase})
+    result = account.run(MODULE, istio_namespace=place, namespace=place, workload="web", exclude=["192.0.2.0/24"], wait_timeout=2)
+    assert (result.get("failed"), result["verified"], result["proxies"]["total"]) == (None, True, 1), result
 
 
 def test_a_workload_needs_no_more_than_its_own_rights(account: Account, place: str) -> None:

@@ -418,7 +418,7 @@ def test_sidecars_that_do_not_follow_are_named_with_the_reason(account: Account,
 
     # The pod now says that it is ready, but there is nobody to ask.
     status = {"containerStatuses": [{"name": "istio-proxy", "ready": True, "image": "x", "imageID": "x", "restartCount": 0}]}
-    account.server.call("PATCH", f"/api/v1/namespaces/{namespace}/pods/web-1/status", {"status": status}, "application/merge-patch+json")
+    account.server.set_status("Pod", namespace, "web-1", status)
     late = scope(mode="ALLOW_ANY", wait_timeout=1)
     assert late["failed"], late
     assert late.msg.count("\n") == 1

@@ -7,11 +7,13 @@ from itertools import pairwise
 
 import pytest
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Proxy, sidecars
+from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Proxy, routers, sidecars, workloads
 from ansible_collections.meshops.istio_egress.plugins.module_utils._watcher import SAMPLE, _sample
 
 PROXY = {"name": "istio-proxy", "args": ["proxy", "sidecar", "--domain", "demo.svc.cluster.local"]}
 GATEWAY = {"name": "istio-proxy", "args": ["proxy", "router", "--domain", "demo.svc.cluster.local"]}
+WAYPOINT = {"name": "istio-proxy", "args": ["proxy", "waypoint", "--domain", "demo.svc.cluster.local"]}
+ZTUNNEL = {"name": "istio-proxy", "args": ["proxy", "ztunnel"]}
 APP = {"name": "sleep"}
 READY = {"phase": "Running", "containerStatuses": [{"name": "sleep", "ready": True}, {"name": "istio-proxy", "ready": True}]}
 
@@ -32,6 +34,8 @@ PODS = {
     "none": (pod(APP), False),
     "only an init container of Istio's": (pod(APP, init=[{"name": "istio-validation"}]), False),
     "gateway": (pod(GATEWAY), False),
+    "waypoint": (pod(WAYPOINT), False),
+    "ztunnel": (pod(ZTUNNEL), False),
     "ending": (pod(APP, PROXY, deletionTimestamp="2026-01-01T00:00:00Z"), False),
     "done": (pod(APP, PROXY, status={"phase": "Succeeded"}), False),
     "failed": (pod(APP, PROXY, status={"phase": "Failed"}), False),
@@ -44,6 +48,11 @@ PODS = {
 def test_a_pod_with_a_sidecar(case):
     given, found = PODS[case]
     assert [str(proxy) for proxy in sidecars([given])] == (["demo/sleep-1"] if found else [])
+
+
+def test_a_workload_is_what_is_no_part_of_the_mesh():
+    pods = [pod(APP), pod(APP, PROXY), pod(GATEWAY), pod(WAYPOINT), pod(ZTUNNEL), pod(APP, PROXY, status={"phase": "Failed"})]
+    assert (workloads(pods), len(routers(pods))) == (pods[:2], 1)
 
 
 def statuses(kind, ready):
