@@ -142,21 +142,22 @@ class Cluster:
 
     # -- objects ------------------------------------------------------------------------------------------------------------------
 
-    def list(self, kind: str, namespace: str | None = None, labels: str | None = None) -> list[dict[str, Any]]:
+    def list(self, kind: str, namespace: str | None = None, labels: str | None = None, name: str | None = None) -> list[dict[str, Any]]:
         """All objects of a kind, in one namespace or (None) in all of them. One request for any number."""
-        answer = self._call("GET", "list", kind, namespace, None, {"labelSelector": labels} if labels else {})
+        query = {"labelSelector": labels, "fieldSelector": name and f"metadata.name={name}"}
+        answer = self._call("GET", "list", kind, namespace, None, {key: value for key, value in query.items() if value})
         for item in answer["items"]:  # a list names its kind once, for all of its items
             item.setdefault("kind", kind)
             item.setdefault("apiVersion", KINDS[kind].api_version)
         return answer["items"]
 
-    def list_visible(self, kind: str, namespace: str) -> list[dict[str, Any]]:
-        """All objects of a kind in the cluster, or, where that is forbidden, those of `namespace`."""
+    def list_visible(self, kind: str, *namespaces: str) -> list[dict[str, Any]]:
+        """All objects of a kind in the cluster, or, where that is forbidden, those of `namespaces`."""
         try:
             return self.list(kind)
         except ClusterError as error:
-            if error.status == 403 and "cannot impersonate" not in error.message:
-                return self.list(kind, namespace)
+            if error.status == 403 and namespaces and "cannot impersonate" not in error.message:
+                return [obj for namespace in namespaces for obj in self.list(kind, namespace)]
             raise
 
     def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster impo
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._observer import Observer
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Wait
-from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Proxy, ask, ask_for, routers, sidecars
+from ansible_collections.meshops.istio_egress.plugins.module_utils._proxies import Proxy, ask, ask_for, has_ended, routers, sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._text import few
 
 PARALLEL = 8
@@ -43,7 +43,7 @@ class Watcher(Observer):
     def __init__(self, cluster: Cluster, timeout: float, istio_namespace: str = "istio-system") -> None:
         super().__init__()
         self._cluster, self._timeout, self._istio_namespace = cluster, timeout, istio_namespace
-        self._sidecar_resources: list[dict[str, Any]] | None = None
+        self._sidecar_resources: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         self._proxies: dict[tuple[tuple[str, ...], bool], list[Proxy]] = {}
 
     def follow(self, wait: Wait) -> float:
@@ -88,8 +88,7 @@ class Watcher(Observer):
         Envoy counts per filter, not per policy (``rbac...shadow_denied``; Istio puts ``istio_dry_run_deny_`` before the counters of denials).
         """
         proxies = [p for p in self.concerned((namespace,), gateways=True) if p.ready and all(p.labels.get(k) == v for k, v in selector)]
-        lines = [line for p in proxies for line in self._ask(p, "stats?filter=istio_dry_run_deny_.shadow_denied").splitlines()]
-        return sum(int(line.rpartition(":")[2]) for line in lines if ":" in line)
+        return sum(self._total(p, "istio_dry_run_deny_.shadow_denied") for p in proxies)
 
     def draining(self, wait: Wait) -> list[Proxy]:
         """The sidecars that follow `wait` but still serve connections of a former configuration.
@@ -133,6 +132,7 @@ class Watcher(Observer):
                 self._report(proxies, dict.fromkeys(proxies, "not looked at: no right to create pods/portforward"), 0, verified=False)
                 return 0.0
             gone |= {p for p, reason in seen.items() if reason is None}
+            self._proxies = {which: [p for p in them if p not in gone] for which, them in self._proxies.items()}
             late = {p: reason for p, reason in seen.items() if reason}
             waiting = list(late)
             if not waiting:
@@ -169,29 +169,44 @@ class Watcher(Observer):
         return self._proxies[namespaces, gateways]
 
     def sidecar_resources(self, namespaces: tuple[str, ...]) -> list[dict[str, Any]]:
-        """The Sidecar resources of the cluster, or, where only those may be read, of the namespaces; one list per task."""
-        if self._sidecar_resources is None:
-            if len(namespaces) == 1:
-                self._sidecar_resources = self._cluster.list_visible("Sidecar", namespaces[0])
-            else:
-                self._sidecar_resources = self._cluster.list("Sidecar")
-        return self._sidecar_resources
+        """The Sidecar resources of the cluster, or, where only those may be read, of the namespaces; read once per task."""
+        if namespaces not in self._sidecar_resources:
+            self._sidecar_resources[namespaces] = self._cluster.list_visible("Sidecar", *namespaces)
+        return self._sidecar_resources[namespaces]
 
     # -- inside ---------------------------------------------------------------------------------------------------------------------
 
     def _chains_draining(self, proxy: Proxy) -> int:
         """How many listeners and filter chains of the proxy still serve old connections (Envoy's gauges)."""
-        text = self._ask(proxy, "stats?filter=listener_manager.total_(listeners|filter_chains)_draining")
-        return sum(int(line.rpartition(":")[2]) for line in text.splitlines() if ":" in line)
+        return self._total(proxy, "listener_manager.total_(listeners|filter_chains)_draining")
 
     def _drain_time(self, proxy: Proxy) -> float:
         """Seconds that the proxy was started with (45 unless the mesh says otherwise)."""
-        [info] = ask_for(self._cluster, proxy.namespace, proxy.pod, "server_info")
+        try:
+            [info] = ask_for(self._cluster, proxy.namespace, proxy.pod, "server_info")
+        except ClusterError:
+            if self._has_ended(proxy):
+                return 0.0
+            raise
         options = info.get("command_line_options") or {}
         return float(str(options.get("drain_time", "45s")).rstrip("s"))
 
-    def _ask(self, proxy: Proxy, path: str) -> str:
-        return ask(self._cluster, proxy.namespace, proxy.pod, path)[0]
+    def _total(self, proxy: Proxy, names: str) -> int:
+        """The sum of the proxy's statistics with such names; 0 when its pod has ended."""
+        try:
+            [text] = ask(self._cluster, proxy.namespace, proxy.pod, f"stats?filter={names}")
+        except ClusterError:
+            if self._has_ended(proxy):
+                return 0
+            raise
+        return sum(int(line.rpartition(":")[2]) for line in text.splitlines() if ":" in line)
+
+    def _has_ended(self, proxy: Proxy) -> bool:
+        """Whether the pod of a proxy that could not be read has ended since it was listed."""
+        try:
+            return all(has_ended(pod) for pod in self._cluster.list("Pod", proxy.namespace, name=proxy.pod))
+        except ClusterError:
+            return False
 
     def _selected(self, wait: Wait) -> list[Proxy]:
         return [p for p in self.concerned(wait.namespaces, wait.gateways) if all(p.labels.get(k) == v for k, v in wait.selector)]
@@ -253,11 +268,9 @@ class Watcher(Observer):
                 *configs, warming = self._configs(proxy, *resources, _envoy.WARMING)
                 return test(proxy, _envoy.read({"configs": chain(*configs), "warming": warming}))
             except ClusterError as error:
-                if error.is_gone:
-                    return None
                 if error.status == 403:
                     raise
-                return f"cannot be read: {error.message}"
+                return None if self._has_ended(proxy) else f"cannot be read: {error.message}"
 
         try:
             with ThreadPoolExecutor(max_workers=min(PARALLEL, len(proxies))) as pool:

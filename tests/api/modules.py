@@ -216,21 +216,23 @@ class Account:
 
     def _grant(self) -> None:
         """Binds the ServiceAccount to its rules, and waits until the API server goes by them."""
-        rbac = {"apiVersion": "rbac.authorization.k8s.io/v1"}
-        role = "cluster-admin"
         if self._rules is not None:
-            role = self._home
-            self.create({**rbac, "kind": "ClusterRole", "metadata": {"name": role}, "rules": self._rules})
-        kind = "RoleBinding" if self._within else "ClusterRoleBinding"
-        self.create({
-            **rbac, "kind": kind, "metadata": {"name": self._home, **({"namespace": self._within} if self._within else {})},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
-            "subjects": [{"kind": "ServiceAccount", "name": "tester", "namespace": self._home}],
-        })  # fmt: skip
+            self.create({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": self._home}, "rules": self._rules})
+        self.bind(self._within)
         for rule in [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}] if self._rules is None else self._rules:
             asked = {"group": rule["apiGroups"][0], "resource": rule["resources"][0], "verb": rule["verbs"][0], "namespace": self._within or ""}
             review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": {"user": self.user, "resourceAttributes": asked}}
             wait_until(partial(self.server.allows, review), f"the right {asked}")
+
+    def bind(self, namespace: str | None) -> None:
+        """Gives the account its rights in one more namespace, or (None) in the whole cluster."""
+        group, role = "rbac.authorization.k8s.io", "cluster-admin" if self._rules is None else self._home
+        kind, metadata = ("RoleBinding", {"namespace": namespace}) if namespace else ("ClusterRoleBinding", {})
+        self.create({
+            "apiVersion": f"{group}/v1", "kind": kind, "metadata": {"name": self._home, **metadata},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role},
+            "subjects": [{"kind": "ServiceAccount", "name": "tester", "namespace": self._home}],
+        })  # fmt: skip
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()

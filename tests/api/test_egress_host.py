@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from api.modules import Account, Object, Refused, Relay, Result, path_of, wait_until
+from api.test_outbound_mode import made, pod, sidecar
 
 MODULE = "istio_egress_host"
 SERVICE_ENTRY = {"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry"}
@@ -177,6 +178,22 @@ def test_a_role_in_the_namespace_is_enough(account: Account, namespace: str) -> 
         assert runner.run(MODULE, namespace=namespace, hosts=["a.hosts.test", "b.hosts.test"])["changed"]
         assert runner.run(MODULE, namespace=namespace, state="absent", purge=True)["changed"]
     assert account.server.list("ServiceEntry", namespace) == []
+
+
+def test_the_sidecars_of_two_namespaces_need_rights_there_alone(account: Account, namespace: str) -> None:
+    rules = [
+        {"apiGroups": ["networking.istio.io"], "resources": ["serviceentries", "sidecars"], "verbs": ["list", "create"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+    ]
+    other = account.namespace("hosts")
+    with Account(account.server, rules, within=namespace) as runner:
+        runner.bind(other)
+        for place in (namespace, other):
+            wait_until(partial(made, account, pod(place, "web")), "the service account that every pod needs")
+        account.server.create(sidecar(other, "default", {"egress": [{"hosts": ["istio-system/*"]}]}))
+        result = runner.run(MODULE, namespace=namespace, hosts=["a.hosts.test"], export_to=[".", other])
+    assert (result.get("failed"), result["proxies"]["total"]) == (None, 2), result
+    assert [w.partition(" into")[0] for w in result.warnings] == [f"Sidecar {other}/default does not import a.hosts.test"]
 
 
 # -- how often ----------------------------------------------------------------------------------------------------------------------

@@ -428,4 +428,12 @@ def test_sidecars_that_do_not_follow_are_named_with_the_reason(account: Account,
 
     quick = scope(mode="REGISTRY_ONLY", wait=False)
     assert (quick["changed"], quick["verified"], "proxies" in quick) == (True, False, False)
+
+    def end(method: str, path: str) -> None:
+        if "/web-1/" in path:
+            account.server.set_status("Pod", namespace, "web-1", {"phase": "Succeeded"})
+
+    with Relay(account.server, end) as relay:
+        done = scope(host=relay.url, api_key=account.token, mode="ALLOW_ANY", wait_timeout=5)
+    assert (done.get("failed"), [entry["pod"] for entry in done["proxies"]["pending"]]) == (None, [f"{namespace}/db-1"]), done
     assert not any(r.resource == "pods" for r in quick.sent)

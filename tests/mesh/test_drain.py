@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 
 from mesh.load import CONNECTIONS, Load, Stream, process_of
@@ -14,13 +15,16 @@ RATE = 2 * CONNECTIONS
 """Each connection is used every half second, so that this is how late its end is seen."""
 
 
-def test_wait_drain_returns_when_the_open_connections_are_closed(workload, run_module, own_mesh, capsys):
+def test_wait_drain_returns_when_the_open_connections_are_closed(workload, start, api, run_module, own_mesh, capsys):
+    """Another pod of the namespace ends meanwhile."""
+    ends = start(workload.namespace, "ends")
     undeclared = Stream("kept", "www.google.com", workload.curl("https://www.google.com/").address, tls=True, kept=True, rate=RATE)
     run_module(MODE, namespace=workload.namespace, mode="ALLOW_ANY")
     with Load(process_of(workload.uid), [undeclared], own_mesh.cache.far_ca, seconds=300) as load:
         while load.sent < 2 * CONNECTIONS:
             time.sleep(0.1)
             load.count()
+        threading.Timer(10, api.delete, ("Pod", ends.namespace, ends.pod)).start()
         begun = load.elapsed
         result = run_module(MODE, namespace=workload.namespace, mode="REGISTRY_ONLY", wait_drain=True)
         returned = load.elapsed
