@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._cluster import Cluster, ClusterError, if_allowed
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait
+from ansible_collections.meshops.istio_egress.plugins.module_utils._text import few
 
 ATTEMPTS = 5
 """How often a plan is made anew because one of its objects was written or deleted since it was read, and how often an object with a new status is written."""
@@ -93,52 +94,75 @@ def _write(change: Change, cluster: Cluster, newest: dict[str, Any] | None = Non
         return None
     if change.before is None:
         return cluster.create(change.after, dry_run=dry_run)
-    if change.patch:
-        return cluster.patch(change.kind, change.namespace, change.name, list(change.patch), dry_run=dry_run)
-    return _replace(change.after, newest or change.before, cluster, dry_run)
+    return _update(change, newest or change.before, cluster, dry_run)
 
 
-def _replace(after: dict[str, Any], known: dict[str, Any], cluster: Cluster, dry_run: bool = False) -> dict[str, Any]:
+def _update(change: Change, known: dict[str, Any], cluster: Cluster, dry_run: bool = False) -> dict[str, Any]:
     """Writes an object over `known`, which is what is live as far as this task knows.
 
-    istiod writes the status of what it just read (the addresses that it allots to a ServiceEntry), so a conflict (409) about nothing else is none.
+    istiod writes the status of what it just read (the addresses that it allots to a ServiceEntry), and controllers that of a workload, so a conflict (409)
+    about nothing that this change writes is none.
     """
-    after, live = copy.deepcopy(after), known
+    live = known
     for attempt in range(1, ATTEMPTS + 1):
-        after["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
         try:
-            return cluster.replace(after, dry_run=dry_run)
+            return _send(change, live["metadata"]["resourceVersion"], cluster, dry_run)
         except ClusterError as error:
-            live = cluster.get(known["kind"], known["metadata"]["namespace"], known["metadata"]["name"]) if error.is_conflict else None
-            if attempt == ATTEMPTS or live is None or _meant(live) != _meant(known):
+            live = _read(change, cluster) if error.is_conflict else None
+            if attempt == ATTEMPTS or live is None or _written_of(live, change) != _written_of(known, change):
                 raise
     raise AssertionError("unreachable")
 
 
+def _read(change: Change, cluster: Cluster) -> dict[str, Any] | None:
+    """The object as it is now, by the right to get it or the one to list it; None when there is none, or neither right."""
+    listed = if_allowed(cluster.list, change.kind, change.namespace, name=change.name)
+    return if_allowed(cluster.get, change.kind, change.namespace, change.name) if listed is None else next(iter(listed), None)
+
+
+def _send(change: Change, version: str, cluster: Cluster, dry_run: bool) -> dict[str, Any]:
+    """Sends an update, for this version of the object alone."""
+    body = change.patch if change.partial else change.object
+    body = {**body, "metadata": {**body.get("metadata", {}), "resourceVersion": version}}
+    if change.partial:
+        return cluster.patch(change.kind, change.namespace, change.name, body, dry_run=dry_run)
+    return cluster.replace(body, dry_run=dry_run)
+
+
 def _roll_back(done: list[tuple[Change, dict[str, Any] | None]], cluster: Cluster) -> str:
-    """Undoes the changes in reverse order and says what came of it."""
+    """Undoes the changes in reverse order and says what came of it. It ends with the first that cannot be undone, on which those before it may rest."""
     if not done:
         return "Nothing was written."
-    for change, written in reversed(done):
+    left = list(done)
+    while left:
+        change, written = left.pop()
         try:
             if change.before is None:
                 cluster.delete(written or change.object)
             elif written is None:
                 cluster.create(_fresh(change.before))
             else:
-                _replace(change.before, written, cluster)
+                _update(Change(change.after, change.before, partial=change.partial), written, cluster)
         except ClusterError as error:
             if error.is_gone and change.before and written:
                 continue  # what others own and have deleted since needs nothing undone
-            stopped = f"{change.kind} {change.namespace}/{change.name} ({error.message})"
-            return f"Undoing the {len(done)} earlier changes stopped at {stopped}; run the task again to finish."
+            stopped = f"Undoing the {len(done)} earlier changes stopped at {change.kind} {change.namespace}/{change.name} ({error.message})"
+            others = f", and what was done before it stays, too: {few([f'{c.kind} {c.namespace}/{c.name}' for c, _written in left])}" if left else ""
+            return f"{stopped}{others}; run the task again to finish."
     return f"The {len(done)} earlier changes of this task were undone: everything is as it was before."
 
 
-def _meant(obj: dict[str, Any]) -> dict[str, Any]:
-    """What people and programs write of an object: not its status, and of its metadata labels and annotations."""
+def _written_of(obj: dict[str, Any], change: Change) -> dict[str, Any]:
+    """What an object has where a change writes it: all that people and programs write, not its status, and of its metadata labels and annotations."""
+    if change.partial:
+        return _at(obj, change.patch)
     metadata = {key: obj["metadata"].get(key) for key in ("labels", "annotations")}
     return {**{key: value for key, value in obj.items() if key not in ("status", "metadata")}, "metadata": metadata}
+
+
+def _at(obj: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """What an object has at the places of a merge patch."""
+    return {key: _at(obj.get(key) or {}, part) if isinstance(part, dict) else obj.get(key) for key, part in patch.items()}
 
 
 def _fresh(obj: dict[str, Any]) -> dict[str, Any]:

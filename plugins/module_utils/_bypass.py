@@ -23,7 +23,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils import _value
 from ansible_collections.meshops.istio_egress.plugins.module_utils._control_plane import DEFAULT_REVISION, INJECTOR
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import INIT, VALIDATION, containers, has_proxy
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Object, annotate, at_version
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Object, annotate
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait
 
 BEFORE_ANNOTATION = "istio-egress.meshops.io/bypass-before"
@@ -239,9 +239,9 @@ def plan_workload(live: Object, given: Mapping[str, str] | None, default: Texts)
     was = of_template(live)
     wanted, record = _settle(was, live, given)
     changed = copy.deepcopy(live)
-    operations = annotate(changed, annotations(wanted), "spec", "template")
-    rolls = bool(operations)
-    operations += annotate(changed, {BEFORE_ANNOTATION: record})
+    annotate(changed, annotations(wanted), "spec", "template")
+    annotate(changed, {BEFORE_ANNOTATION: record})
+    rolls = wanted != was
     kind, metadata = live["kind"], live["metadata"]
     wait = Rollout(
         (metadata["namespace"],),
@@ -249,10 +249,9 @@ def plan_workload(live: Object, given: Mapping[str, str] | None, default: Texts)
         settings=tuple(in_force(wanted, default).items()),
         patient=rolls or bool(given),
     )
-    if not operations:
-        return Plan((wait,))
     note = f"{_moves(in_force(was, default), in_force(wanted, default))}{', by new pods' if rolls else ''}"
-    return Plan((Change(live, changed, note, (at_version(live), *operations)), wait))
+    change = Change(live, changed, note, partial=True)
+    return Plan((change, wait) if change.patch else (wait,))
 
 
 def plan_mesh(config_map: Object, given: Mapping[str, str] | None) -> Plan:
@@ -266,14 +265,11 @@ def plan_mesh(config_map: Object, given: Mapping[str, str] | None) -> Plan:
             after = _values.write(after, setting.value, wanted[option])
     changed = copy.deepcopy(config_map)
     changed["data"]["values"] = after
-    operations = [{"op": "replace", "path": "/data/values", "value": after}] if after != text else []
-    operations += annotate(changed, {BEFORE_ANNOTATION: record})
+    annotate(changed, {BEFORE_ANNOTATION: record})
     revision = config_map["metadata"]["name"].removeprefix(INJECTOR).removeprefix("-") or DEFAULT_REVISION
     wait = Injection((), revision=revision, settings=tuple(of_values(changed).items()))
-    if not operations:
-        return Plan((wait,))
-    note = f"{_moves(of_values(config_map), of_values(changed))} for new pods"
-    return Plan((Change(config_map, changed, note, (at_version(config_map), *operations)), wait))
+    change = Change(config_map, changed, f"{_moves(of_values(config_map), of_values(changed))} for new pods", partial=True)
+    return Plan((change, wait) if change.patch else (wait,))
 
 
 def is_ours(obj: Mapping[str, Any]) -> bool:

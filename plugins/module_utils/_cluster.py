@@ -178,9 +178,9 @@ class Cluster:
         """Writes the whole object at the resourceVersion in its metadata; a newer one on the server is a conflict (409)."""
         return self._call("PUT", "update", *_where(obj), {**_write(dry_run), "fieldValidation": "Strict"}, obj)
 
-    def patch(self, kind: str, namespace: str, name: str, operations: list[dict[str, Any]], dry_run: bool = False) -> dict[str, Any]:
-        """A JSON patch (RFC 6902), so that nothing but the paths named is written."""
-        return self._call("PATCH", "patch", kind, namespace, name, _write(dry_run), operations)
+    def patch(self, kind: str, namespace: str, name: str, patch: Mapping[str, Any], dry_run: bool = False) -> dict[str, Any]:
+        """A merge patch (RFC 7386), so that nothing but what it names is written; at the resourceVersion in it, where it has one."""
+        return self._call("PATCH", "patch", kind, namespace, name, _write(dry_run), patch)
 
     def delete(self, obj: Mapping[str, Any], dry_run: bool = False) -> None:
         """Deletes the object that was read: another one of the same name (other uid) is a conflict. One that is gone already is fine.
@@ -271,7 +271,7 @@ class Cluster:
         for header, value in self._impersonation():
             headers.add(header, value)  # one line for each group
         if body is not None:
-            headers["Content-Type"] = "application/json-patch+json" if method == "PATCH" else "application/json"
+            headers["Content-Type"] = "application/merge-patch+json" if method == "PATCH" else "application/json"
         arguments = {"headers": headers, "body": None if body is None else json.dumps(body), "timeout": self._urllib3.Timeout(*TIMEOUT)}
         for attempt in range(1, TRIES + 1):
             self._count()

@@ -18,7 +18,7 @@ from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _meshconfig, _sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import NETWORKING, Object, annotate, at_version, same_object, updated
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import NETWORKING, Object, annotate, same_object, updated
 from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import is_ours, policy_labels
 from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change, Plan, Wait
 
@@ -97,14 +97,11 @@ def plan_mesh(config_map: Object, mode: str | None, revision: str) -> Plan:
     annotation = json.dumps(asdict(kept)) if kept else None
     if after == text and annotation == _annotations(config_map).get(BEFORE_ANNOTATION):
         return Plan((wait,))
-    operations = [at_version(config_map)]
-    if after != text:
-        operations.append({"op": "replace", "path": "/data/mesh", "value": after})
     changed = copy.deepcopy(config_map)
     changed["data"]["mesh"] = after
-    operations += annotate(changed, {BEFORE_ANNOTATION: annotation})
+    annotate(changed, {BEFORE_ANNOTATION: annotation})
     note = f"mode {_meshconfig.read_mode(text).mode} → {_meshconfig.read_mode(after).mode}" + (", as it was before" if mode is None else "")
-    return Plan((Change(config_map, changed, note, tuple(operations)), wait))
+    return Plan((Change(config_map, changed, note, partial=True), wait))
 
 
 def differs_from_owner(config_map: Mapping[str, Any]) -> bool:
@@ -192,17 +189,13 @@ def _undo(live: Object | None) -> Change | None:
 def _patch_policy(live: Object, policy: Mapping[str, Any] | None, annotation: str | None) -> Change:
     """Changes outboundTrafficPolicy and our annotation of a Sidecar that somebody else owns, and nothing else."""
     changed = copy.deepcopy(live)
-    operations = [at_version(live)]
     if policy is None:
         changed["spec"].pop("outboundTrafficPolicy", None)
-        operations.append({"op": "remove", "path": "/spec/outboundTrafficPolicy"})
     else:
         changed["spec"]["outboundTrafficPolicy"] = dict(policy)
-        operations.append({"op": "add", "path": "/spec/outboundTrafficPolicy", "value": dict(policy)})
-    operations += annotate(changed, {BEFORE_ANNOTATION: annotation})
-    return Change(
-        live, changed, f"mode {_sidecars.mode_of(live)} → {_sidecars.mode_of(changed) or 'that of the mesh'}, the rest is its owner's", tuple(operations)
-    )
+    annotate(changed, {BEFORE_ANNOTATION: annotation})
+    note = f"mode {_sidecars.mode_of(live)} → {_sidecars.mode_of(changed) or 'that of the mesh'}, the rest is its owner's"
+    return Change(live, changed, note, partial=True)
 
 
 def _sidecar(live: Object | None, others: Iterable[Mapping[str, Any]], namespace: str, selector: Mapping[str, str], mode: str, root_namespace: str) -> Object:

@@ -75,32 +75,17 @@ def normal_spec(obj: Mapping[str, Any]) -> Any:
     return spec
 
 
-def annotate(obj: Object, annotations: Mapping[str, str | None], *path: str) -> list[dict[str, Any]]:
-    """Sets (None: removes) annotations of `obj`, or of the template at `path` in it, and returns the JSON patch that does the same."""
+def annotate(obj: Object, annotations: Mapping[str, str | None], *path: str) -> None:
+    """Sets (None: removes) annotations of `obj`, or of the template at `path` in it."""
     holder = obj
     for key in path:
         holder = holder[key]
     metadata = holder.setdefault("metadata", {})
-    before = metadata.get("annotations")
-    differing = {key: value for key, value in annotations.items() if (before or {}).get(key) != value}
-    if not differing:
-        return []
-    after = {key: value for key, value in {**(before or {}), **differing}.items() if value is not None}
+    after = {key: value for key, value in {**(metadata.get("annotations") or {}), **annotations}.items() if value is not None}
     if after:
         metadata["annotations"] = after
     else:
-        del metadata["annotations"]  # as the server does
-    place = "/" + "/".join([*path, "metadata", "annotations"])
-    operations = [] if before is not None else [{"op": "add", "path": place, "value": {}}]
-    for key, value in differing.items():
-        at = f"{place}/{key.replace('~', '~0').replace('/', '~1')}"
-        operations.append({"op": "remove", "path": at} if value is None else {"op": "add", "path": at, "value": value})
-    return operations
-
-
-def at_version(obj: Mapping[str, Any]) -> dict[str, Any]:
-    """The operation of a JSON patch that makes it a conflict when somebody wrote the object since it was read."""
-    return {"op": "replace", "path": "/metadata/resourceVersion", "value": obj["metadata"]["resourceVersion"]}
+        metadata.pop("annotations", None)  # as the server does
 
 
 def _is_ours(key: str) -> bool:

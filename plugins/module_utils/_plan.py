@@ -34,13 +34,13 @@ _SIGN = {"create": "+", "update": "~", "delete": "-"}
 class Change:
     """One write. `before` is the object as it was read (None: there was none), `after` as it shall be (None: none).
 
-    `patch` is a JSON patch where only some paths may be written (an object of another owner); without it the whole object is.
+    With `partial` only what differs is written, since the rest is another owner's; without it the whole object is.
     """
 
     before: Object | None
     after: Object | None
     note: str = ""
-    patch: tuple[dict[str, Any], ...] = ()
+    partial: bool = False
 
     @property
     def action(self) -> str:
@@ -50,6 +50,11 @@ class Change:
     def object(self) -> Object:
         """The object as it is after the change, or as it was before it is deleted."""
         return self.after or self.before or {}
+
+    @property
+    def patch(self) -> Object:
+        """What differs before and after, as a merge patch (RFC 7386)."""
+        return _difference(self.before or {}, self.after or {})
 
     @property
     def kind(self) -> str:
@@ -136,8 +141,19 @@ class Plan:
         for change in self.changes:
             key = (change.kind, change.namespace, change.name)
             first = result.get(key)
-            result[key] = Change(first.before, change.after, change.note, change.patch) if first else change
+            result[key] = Change(first.before, change.after, change.note, change.partial) if first else change
         return [change for change in result.values() if change.before or change.after]  # not what comes and goes within the plan
+
+
+def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> Object:
+    result: Object = {}
+    for key in before.keys() | after.keys():
+        old, new = before.get(key), after.get(key)
+        if key == "annotations":  # one by one, also the first and the last of them, since others write theirs meanwhile
+            old, new = old or {}, new or {}
+        if old != new:
+            result[key] = _difference(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+    return result
 
 
 def applied(live: Mapping[str, list[Object]], changes: Iterable[Change]) -> dict[str, list[Object]]:

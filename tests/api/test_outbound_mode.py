@@ -379,6 +379,12 @@ def test_what_its_owner_changes_meanwhile_stays(account: Account, namespace: str
     assert live["spec"]["outboundTrafficPolicy"] == {"mode": "ALLOW_ANY"}
     assert not live["metadata"].get("annotations")
 
+    scope(mode="REGISTRY_ONLY")
+    account.server.patch("Sidecar", namespace, "theirs", {"spec": {"outboundTrafficPolicy": None}})
+    assert scope(state="absent")["changed"]
+    [live] = account.server.list("Sidecar", namespace)
+    assert "outboundTrafficPolicy" not in live["spec"] and not live["metadata"].get("annotations")
+
 
 def test_a_conflict_on_a_sidecar_of_others_is_read_again(account: Account, namespace: str, scope: Callable[..., Result]) -> None:
     account.server.create(sidecar(namespace, "theirs", {"egress": [{"hosts": ["./*"]}]}))

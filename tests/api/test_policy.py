@@ -10,12 +10,18 @@ import pytest
 import yaml
 
 from api.modules import Account, Object, Relay, Result
-from api.test_bypass import workload
+from api.test_bypass import EXCLUDE, workload
 from api.test_cleanup import said
 from api.test_egress_host import lift, refuse
 
 ONE = {"mode": "REGISTRY_ONLY", "hosts": ["a.policy.test", {"host": "b.policy.test", "ports": [80], "ticket": "NET-1"}]}
 TWO = {"hosts": ["a.policy.test", "c.policy.test", "d.policy.test"]}
+
+RIGHTS = [
+    {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "create", "update", "delete"]},
+    {"apiGroups": ["networking.istio.io"], "resources": ["serviceentries", "sidecars"], "verbs": ["list", "create", "update", "patch", "delete"]},
+]
+"""What docs/rbac.md has for a document without bypass and gateways, but for the look at pods."""
 
 
 @pytest.fixture
@@ -86,6 +92,54 @@ def test_a_document_that_the_server_refuses_half_way_leaves_what_was(account: Ac
     assert refused.writes, "something was written before the refusal"
     assert (objects(account, namespace), recorded(account, namespace)) == (before, record)
     lift(account, admission)
+
+
+RANGES = {"mode": "REGISTRY_ONLY", "hosts": ["a.policy.test"], "bypass": [{"workload": "web", "exclude": ["192.0.2.0/24"]}]}
+
+
+def test_a_workload_that_was_rolled_out_meanwhile_is_taken_back_in_our_annotations_alone(account: Account, namespace: str) -> None:
+    """A Deployment's controller and an autoscaler write it while the task waits for the new pods; the mode that comes next may not be set."""
+    before = account.server.create(workload("Deployment", namespace))["spec"]
+    rules = [{"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get", "patch"]}, *RIGHTS[:1]]
+    rules += [{"apiGroups": RIGHTS[1]["apiGroups"], "resources": ["serviceentries"], "verbs": ["list", "create", "delete"]}]
+    rules += [{"apiGroups": RIGHTS[1]["apiGroups"], "resources": ["sidecars"], "verbs": ["list"]}]
+
+    template: Object = {}
+
+    def roll_out(method: str, path: str) -> None:
+        if method == "POST" and "/sidecars" in path:
+            written = {"metadata": {"annotations": {"deployment.kubernetes.io/revision": "2"}}, "spec": {"replicas": 3, "template": template}}
+            account.server.patch("Deployment", namespace, "web", written)
+
+    with Account(account.server, rules, namespace) as small, Relay(account.server, roll_out) as relay:
+        way = {"host": relay.url, "api_key": small.token, "wait": False, "istio_namespace": namespace}
+        run = partial(small.run, "istio_egress_policy", namespace=namespace, name="web", policy=RANGES, **way)
+        result = run()
+        assert result["failed"] and "Not allowed to create sidecars" in result.msg and "were undone" in result.msg, result.msg
+        live = account.server.read("Deployment", namespace, "web")
+        assert (live["spec"], live["metadata"]["annotations"]) == ({**before, "replicas": 3}, {"deployment.kubernetes.io/revision": "2"})
+        assert sorted(objects(account, namespace)) == ["ConfigMap/istio", "Deployment/web"] and recorded(account, namespace) is None
+
+        template |= {"metadata": {"annotations": {EXCLUDE: "198.51.100.0/24"}}}
+        result = run()
+    assert f"stopped at Deployment {namespace}/web (" in result.msg, result.msg
+    assert f"stays, too: ConfigMap {namespace}/istio-egress-policy-web, ServiceEntry {namespace}/egress-web-443-1; run the task again" in result.msg, result.msg
+    assert account.server.read("Deployment", namespace, "web")["spec"]["template"]["metadata"]["annotations"] == {EXCLUDE: "198.51.100.0/24"}
+
+
+def test_a_workload_with_a_new_status_undoes_nothing(account: Account, namespace: str, task: Callable[..., Result]) -> None:
+    account.server.create(workload("Deployment", namespace))
+    times: list[str] = []
+
+    def get_ready(method: str, path: str) -> None:
+        if method == "PATCH" and len(times) < 2:
+            times.append(path)
+            account.server.set_status("Deployment", namespace, "web", {"replicas": len(times)})
+
+    with Relay(account.server, get_ready) as relay:
+        result = task(host=relay.url, api_key=account.token, policy=RANGES, wait=False)
+    assert [r.code for r in result.sent if r.verb == "patch"] == [409, 409, 200]
+    assert result["changed"] and [r.verb for r in result.sent if r.resource == "serviceentries"] == ["list", "create"]
 
 
 def test_a_task_whose_connection_broke_is_finished_when_it_runs_again(account: Account, namespace: str, task: Callable[..., Result]) -> None:
@@ -161,12 +215,6 @@ def test_ranges_warn_as_those_of_a_task_do(account: Account, namespace: str, tas
     assert [w for w in first if f"Deployment {namespace}/web is managed by Helm release shop" in w], first
     again = task(policy=ranges, wait=False).warnings
     assert [w for w in again if "the API server" in w] and not [w for w in again if "Helm" in w], again
-
-
-RIGHTS = [
-    {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "create", "update", "delete"]},
-    {"apiGroups": ["networking.istio.io"], "resources": ["serviceentries", "sidecars"], "verbs": ["list", "create", "update", "patch", "delete"]},
-]
 
 
 def test_an_account_of_the_namespace_is_enough(account: Account, namespace: str) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _bypass, _bypass_warnings, _rollouts, _values
+from ansible_collections.meshops.istio_egress.plugins.module_utils._plan import Change
 
 INCLUDE, EXCLUDE, PORTS = (s.annotation for s in _bypass.SETTINGS.values())
 DEFAULT = {"include": "*", "exclude": "", "exclude_ports": ""}
@@ -127,12 +128,17 @@ def test_what_somebody_changed_since_is_theirs():
     assert taken_back(workload)["spec"]["template"]["metadata"]["annotations"] == {EXCLUDE: "198.51.100.0/24"}
 
 
-def test_the_patch_does_what_the_change_shows_and_meets_a_newer_object():
-    [change] = _bypass.plan_workload(deployment({"a/b": "1"}), _bypass.parse({"exclude": ["192.0.2.0/24"]}), DEFAULT).changes
-    escaped = EXCLUDE.replace("/", "~1")
-    assert change.patch[0] == {"op": "replace", "path": "/metadata/resourceVersion", "value": "7"}
-    assert change.patch[1] == {"op": "add", "path": f"/spec/template/metadata/annotations/{escaped}", "value": "192.0.2.0/24"}
-    assert [o["op"] for o in change.patch] == ["replace", "add", "add", "add"]
+@pytest.mark.parametrize("theirs", [{}, {"a/b": "1"}], ids=["no annotation", "theirs"])
+def test_nothing_but_our_annotations_is_written_one_way_and_the_other(theirs):
+    live = deployment(theirs)
+    [change] = _bypass.plan_workload(live, _bypass.parse({"exclude": ["192.0.2.0/24"]}), DEFAULT).changes
+    record = change.after["metadata"]["annotations"][_bypass.BEFORE_ANNOTATION]
+
+    def patch(text, record):
+        return {"spec": {"template": {"metadata": {"annotations": {EXCLUDE: text}}}}, "metadata": {"annotations": {_bypass.BEFORE_ANNOTATION: record}}}
+
+    assert (change.partial, change.patch) == (True, patch("192.0.2.0/24", record))
+    assert Change(change.after, live).patch == patch(None, None)
 
 
 # -- the mesh's default -------------------------------------------------------------------------------------------------------------
