@@ -218,6 +218,7 @@ def test_it_can_be_run_with_the_rights_of_the_documentation(account: Account) ->
             "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": limited.user}],
         })  # fmt: skip
         arguments = {"namespace": place, "istio_namespace": place, "name": NAME, "wait": False}
-        assert kinds(limited.run(MODULE, **arguments)) == MADE
+        for check in (True, False):
+            assert kinds(limited.run(MODULE, **arguments, check=check)) == MADE
         assert kinds(limited.run(MODULE, **arguments, state="absent")) == MADE[::-1]
     assert KINDS[: len(MADE)] == tuple(MADE)
