@@ -259,7 +259,16 @@ class Cluster:
     # -- the wire -----------------------------------------------------------------------------------------------------------------
 
     def _call(self, method: str, said: str, kind: str, namespace: str | None, name: str | None, query: Any = None, body: Any = None) -> dict[str, Any]:
-        return json.loads(self._send(method, said, kind, namespace, name, query, body))
+        try:
+            answer = json.loads(self._send(method, said, kind, namespace, name, query, body))
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict) or ("items" if said == "list" else "kind") not in answer:
+            raise ClusterUnreachable(
+                f"What answers at {self._configuration.host} is no API server.\n"
+                "Check host, kubeconfig and context: the address of a console, or of a proxy that asks people to log in, is not that of the API."
+            )
+        return answer
 
     def _send(
         self, method: str, said: str, kind: str, namespace: str | None, name: str | None, query: Any = None, body: Any = None, subresource: str | None = None

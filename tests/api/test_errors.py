@@ -9,7 +9,9 @@ import json
 import secrets
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,25 @@ def test_http_instead_of_https(account: Account, namespace: str) -> None:
     address = account.server.url.replace("https://", "http://")
     result = account.run(HOST, host=address, api_key=account.token, **arguments_for(HOST, namespace))
     assert_tells(result, "https://")
+
+
+@pytest.mark.parametrize("answer", ["<html>Please log in</html>", "{}", '"ok"', ""], ids=["page", "object", "text", "nothing"])
+def test_what_answers_is_no_api_server(account: Account, namespace: str, answer: str) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+        def log_message(self, *arguments: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.server_port}"
+        for module, arguments in ((HOST, arguments_for(HOST, namespace)), (MODE, {"mode": "REGISTRY_ONLY"})):
+            assert_tells(account.run(module, host=url, api_key=account.token, **arguments), f"What answers at {url} is no API server", "Check host")
+        listener.shutdown()
 
 
 @pytest.mark.parametrize("option", ["ca_cert", "client_cert"])
