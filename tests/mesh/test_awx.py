@@ -91,6 +91,7 @@ def run_node(credential: dict[str, str], namespace: Callable[..., str], tmp_path
         node = nodes(workflow)[identifier]
         template = TEMPLATES[node["unified_job_template"]]
         defaults = {question["variable"]: question.get("default", "") for question in WORKFLOWS[workflow]["survey_spec"]["spec"]}
+        assert {"egress_namespace", *answers} <= defaults.keys(), "a controller refuses what the survey does not ask for"
         data = tmp_path_factory.mktemp(identifier)
         shutil.copytree(EXAMPLE / "project", data / "project")
         for path, content in {

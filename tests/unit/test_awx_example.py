@@ -39,6 +39,7 @@ def test_templates_name_what_the_data_makes(data: dict) -> None:
         assert template["project"] in names(data, "controller_projects")
         assert template["inventory"] in names(data, "controller_inventories")
         assert set(template["credentials"]) <= names(data, "controller_credentials")
+        assert template["execution_environment"] in names(data, "controller_execution_environments")
         assert (EXAMPLE / "project" / template["playbook"]).is_file()
         assert template["extra_vars"]["egress_playbook"] in PLAYBOOKS
 
@@ -54,6 +55,17 @@ def test_nodes_of_a_workflow_name_templates_and_each_other_and_prompt_for_what_t
                 continue
             template = templates[node["unified_job_template"]]
             assert [prompt for prompt in ("job_type", "diff_mode") if prompt in node and not template[f"ask_{prompt}_on_launch"]] == []
+
+
+def test_who_may_launch_sets_what_the_survey_asks_and_nothing_else(data: dict) -> None:
+    """Other variables, egress_playbook among them, are taken where ask_variables_on_launch says so alone (AWX, _accept_or_ignore_variables)."""
+    surveys = {template["name"]: template["survey_spec"] for template in data["controller_templates"]}
+    for launched in data["controller_templates"] + data["controller_workflows"]:
+        assert launched["survey_enabled"] and launched["ask_variables_on_launch"] is False, launched["name"]
+        assert not {"egress_playbook", "egress_scope"} & {question["variable"] for question in launched["survey_spec"]["spec"]}
+    for workflow in data["controller_workflows"]:
+        for node in workflow["simplified_workflow_nodes"]:
+            assert "approval_node" in node or surveys[node["unified_job_template"]] == workflow["survey_spec"]
 
 
 def test_a_survey_asks_for_variables_that_its_playbook_has(data: dict) -> None:
