@@ -38,6 +38,7 @@ def enforce(workload, kubeconfig):
 
 def test_it_is_enforced_where_the_network_keeps_to_it_and_a_warning_elsewhere(workload, enforce, api, own_mesh):
     policies, done = POLICIES.format(workload.namespace), threading.Event()
+    ranges = ["192.0.2.1", "2001:db8::/64"]
 
     def keep_to_it():
         wait_until(lambda: api.call("GET", policies)["items"] or done.is_set(), "the policy", 300)
@@ -47,7 +48,8 @@ def test_it_is_enforced_where_the_network_keeps_to_it_and_a_warning_elsewhere(wo
     with ThreadPoolExecutor(1) as pool:
         network = pool.submit(keep_to_it)
         try:
-            first, again, dead = enforce(strict=True), enforce(strict=True), enforce(probe="https://no-such-name.invalid/")
+            first, again = enforce(strict=True, cidrs="192.0.2.1\n2001:db8::/64\n"), enforce(strict=True, cidrs=ranges)
+            dead = enforce(cidrs=ranges, probe="https://no-such-name.invalid/")
         finally:
             done.set()
         network.result()
@@ -55,14 +57,17 @@ def test_it_is_enforced_where_the_network_keeps_to_it_and_a_warning_elsewhere(wo
         assert code == 0 and "/egress-enforce: enforced" in text and f"{seen}, with the policy no answer" in text, text
     assert "not known whether it is enforced" in dead[1] and "could not be reached without the policy, either" in dead[1], dead
     [policy] = api.call("GET", policies)["items"]
-    assert policy["spec"]["policyTypes"] == ["Egress"] and policy["spec"]["egress"][0] == {"to": [{"namespaceSelector": {}}]}
+    assert policy["spec"]["policyTypes"] == ["Egress"] and policy["spec"]["egress"][:2] == [
+        {"to": [{"namespaceSelector": {}}]},
+        {"to": [{"ipBlock": {"cidr": "192.0.2.1/32"}}, {"ipBlock": {"cidr": "2001:db8::/64"}}]},
+    ]
 
-    code, text = enforce()
+    code, text = enforce(cidrs=ranges)
     assert code == 0 and "WARNING: NOT enforced" in text and "with the policy 200" in text, text
     assert [p["metadata"]["resourceVersion"] for p in api.call("GET", policies)["items"]] == [policy["metadata"]["resourceVersion"]]
 
     code, text = enforce(gateway=f"{workload.namespace}/out")
     assert code != 0 and "would be cut off as well; nothing was written" in text
 
-    assert enforce(state="absent")[0] == 0
+    assert enforce(state="absent", namespaces="one\ntwo\n")[0] == 0
     assert api.call("GET", policies)["items"] == []
