@@ -30,6 +30,7 @@ from tooling import tree
 COLLECTION = "meshops.istio_egress"
 ROLE = f"{COLLECTION}.test_source"
 HTTPBIN, GOOGLE, CNN = "http://httpbin.org/headers", "https://www.google.com/", "http://edition.cnn.com/politics"
+ENFORCE = "pod-security.kubernetes.io/enforce"
 LONGEST_RUN = 600
 """Seconds for a playbook, on a machine that is busy with other tests."""
 
@@ -210,6 +211,8 @@ def test_source_in_a_namespace_of_somebody_else(runner: Runner, api: ApiServer, 
 
         api.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "web", "namespace": place}})
         for injection, account, sidecars in (("label", "web", 1), ("none", "default", 0)):
+            if not sidecars:  # the init container of a sidecar needs more
+                theirs = api.patch("Namespace", None, place, {"metadata": {"labels": {ENFORCE: "restricted"}}})["metadata"]["labels"]
             run = runner.role(ROLE, test_source_namespace=place, test_source_injection=injection, test_source_service_account=account)
             assert run.code == 0, run.text
             [pod] = [p["spec"] for p in cluster.list("Pod", place) if "deletionTimestamp" not in p["metadata"]]
