@@ -30,6 +30,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import urllib3
+import yaml
 
 PACKAGE = "ansible_collections.meshops.istio_egress.plugins.modules"
 WRITES = ("create", "update", "patch", "delete", "deletecollection")
@@ -286,6 +287,12 @@ class Account:
 
         wait_until(marked, f"{self.server.audit_log} to show a request that was answered")
         return [_request(event) for event in map(json.loads, lines) if event["user"].get("username") == self.user]
+
+
+def documented_rights(section: str, where: str) -> list[Object]:
+    """The first rules of a section of docs/rbac.md that are for a Role or ClusterRole `where` it says so."""
+    text = (Path(__file__).parents[2] / "docs" / "rbac.md").read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return yaml.safe_load(next(block for block in text.split("```yaml\n")[1:] if block.startswith(f"# {where}")).split("```")[0])
 
 
 def wait_until(holds: Callable[[], bool], what: str, seconds: float = 20) -> None:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_workload import KINDS, names_of
-from api.modules import Account, Object, Result
+from api.modules import Account, Object, Result, documented_rights
 
 MODULE, GATEWAY = "istio_egress_gateway_deploy", "istio_egress_gateway"
 NAME = "out"
@@ -205,9 +204,7 @@ def test_a_namespace_that_does_not_exist_is_named(task: Callable[..., Result]) -
 
 
 def test_it_can_be_run_with_the_rights_of_the_documentation(account: Account) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "rbac.md").read_text(encoding="utf-8")
-    blocks = text.split(f"\n## {MODULE}\n")[1].split("\n## ")[0].split("```yaml\n")[1:]
-    everywhere, here = (yaml.safe_load(block.split("```")[0]) for block in blocks)
+    everywhere, here = documented_rights(MODULE, "ClusterRole"), documented_rights(MODULE, "Role in the namespace")
     place = account.namespace("deploy")
     with Account(account.server, everywhere) as limited:
         role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "deploys", "namespace": place}, "rules": here}

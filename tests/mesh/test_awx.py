@@ -18,7 +18,7 @@ import ansible_runner
 import pytest
 import yaml
 
-from api.modules import Account, ApiServer
+from api.modules import Account, ApiServer, documented_rights
 from cluster.onemachine.layout import Run
 from mesh.test_playbooks import is_write
 from tooling import tree
@@ -35,6 +35,7 @@ Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_scalar(n
 CONTROLLER = yaml.load((EXAMPLE / "controller.yml").read_text(encoding="utf-8"), Loader)
 TEMPLATES = {template["name"]: template for template in CONTROLLER["controller_templates"]}
 WORKFLOWS = {workflow["name"]: workflow for workflow in CONTROLLER["controller_workflows"]}
+USED = ("test_source", "istio_outbound_mode", "istio_egress_host", "istio_egress_check", "istio_egress_policy")
 HOSTS, DOCUMENT = "Egress hosts of a namespace, with approval", "Document of a namespace, with approval"
 
 
@@ -59,10 +60,18 @@ def nodes(workflow: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def account(api: ApiServer) -> Iterator[Account]:
+def place(namespace: Callable[..., str]) -> str:
+    """The namespace of all jobs."""
+    return namespace("awx")
+
+
+@pytest.fixture(scope="module")
+def account(api: ApiServer, place: str) -> Iterator[Account]:
+    """It has the rights in the namespace that docs/rbac.md names for what the jobs use, and no others."""
     if not api.audit_log.exists():
         pytest.skip("makes an account as only the one-machine mesh lets it")
-    with Account(api) as account:
+    rules = [rule for section in USED for rule in documented_rights(section, "Role in the namespace")]
+    with Account(api, rules, within=place) as account:
         yield account
 
 
@@ -79,12 +88,11 @@ def credential(account: Account) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def run_node(credential: dict[str, str], namespace: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> RunNode:
-    """`run_node(NODE, workflow, change={}, **answers)`: the job of a workflow's node, with the answers of its survey, in a namespace for all of them.
+def run_node(credential: dict[str, str], place: str, tmp_path_factory: pytest.TempPathFactory) -> RunNode:
+    """`run_node(NODE, workflow, change={}, **answers)`: the job of a workflow's node, with the answers of its survey.
 
     `change` replaces variables of the credential.
     """
-    place = namespace("awx")
     hosts = {host["name"]: host["variables"] for host in CONTROLLER["controller_hosts"]}
 
     def run(identifier: str, workflow: str = HOSTS, change: dict[str, str] | None = None, **answers: str) -> Job:

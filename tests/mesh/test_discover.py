@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
-import yaml
 
-from api.modules import Account, wait_until
+from api.modules import Account, documented_rights, wait_until
 
 DISCOVER, HOST, MODE = "istio_egress_discover", "istio_egress_host", "istio_outbound_mode"
 HTTPBIN, GOOGLE, WIKIPEDIA, OTHER, ECHO = "httpbin.org", "www.google.com", "en.wikipedia.org", "other.example.com", ("203.0.113.13", 5432)
@@ -104,8 +102,7 @@ def test_what_cannot_be_seen_is_said(run_module, quiet):
 
 
 def test_the_rights_of_the_documentation_are_enough(workload, api, own_mesh):
-    section = (Path(__file__).parents[2] / "docs" / "rbac.md").read_text(encoding="utf-8").split(f"\n## {DISCOVER}\n")[1].split("\n## ")[0]
-    rules = yaml.safe_load(section.split("```yaml\n")[1].split("```")[0])
+    rules = documented_rights(DISCOVER, "Role in the namespace")
     with Account(api, rules, within=workload.namespace) as limited:
         seen = limited.run(DISCOVER, namespace=workload.namespace)
         assert not seen.get("failed") and not seen.warnings and seen["pods"][0]["logs"], seen

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from api.modules import wait_until
+from api.modules import Account, documented_rights, wait_until
 from mesh.test_follow import answers_lost
 
 POLICIES = "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies"
@@ -22,14 +22,29 @@ PROBE = "https://edition.cnn.com/"
 
 
 @pytest.fixture
-def enforce(workload, kubeconfig):
+def account(workload, api, own_mesh):
+    """It has the rights of docs/rbac.md for the role, and no others."""
+    rbac, rules = {"apiVersion": "rbac.authorization.k8s.io/v1"}, documented_rights("egress_enforce", "Role in default")
+    with Account(api, documented_rights("egress_enforce", "Role in the namespace"), within=workload.namespace) as account:
+        metadata = {"name": account.user.split(":")[2], "namespace": "default"}
+        account.create({**rbac, "kind": "Role", "metadata": metadata, "rules": rules})
+        account.create({
+            **rbac, "kind": "RoleBinding", "metadata": metadata,
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": metadata["name"]},
+            "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": account.user}],
+        })  # fmt: skip
+        yield account
+
+
+@pytest.fixture
+def enforce(workload, account):
     """`enforce(**variables)`: exit code and output of a run of the role for the workload's namespace."""
 
     def run(**variables):
         variables = {"egress_enforce_namespace": workload.namespace, "egress_enforce_probe": PROBE, **variables}
         named = {f"egress_enforce_{key}" if not key.startswith("egress_enforce_") else key: value for key, value in variables.items()}
         command = ["ansible", "localhost", "-m", "ansible.builtin.include_role", "-a", "name=meshops.istio_egress.egress_enforce", "-e", json.dumps(named)]
-        environment = {**os.environ, "K8S_AUTH_KUBECONFIG": str(kubeconfig), "ANSIBLE_NOCOLOR": "1"}
+        environment = {**os.environ, "K8S_AUTH_KUBECONFIG": str(account.kubeconfig), "ANSIBLE_NOCOLOR": "1"}
         done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300, cwd="/")
         return done.returncode, done.stdout + done.stderr
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from api.modules import ApiServer
+from api.modules import Account, ApiServer, documented_rights
 from cluster.onemachine import farend
 from mesh.test_playbooks import Runner, log_since, runner_for
 
@@ -27,17 +27,17 @@ def runner(kubeconfig: Path, api: ApiServer) -> Iterator[Runner]:
         yield runner
 
 
-def play(runner: Runner, playbook: str, results: dict[str, str]) -> float:
+def play(runner: Runner, playbook: str, results: dict[str, str], **variables: str) -> float:
     """Runs a playbook that has something to change. When it began."""
     start = time.time()
-    run = runner.play(playbook)
+    run = runner.play(playbook, **variables)
     assert (run.code, run.results) == (0, results), run.text
     assert run.changed > 0
     return start
 
 
 def test_corporate_proxy(runner: Runner, cluster, own_mesh) -> None:
-    start = play(runner, "corporate_proxy", PROXY)
+    start = play(runner, "corporate_proxy", PROXY, egress_proxy_addresses="\n".join([farend.DEFAULT_HOSTS[farend.PROXY_HOST]] * 2))
     log = log_since(cluster, runner.namespace, start)
     proxied = [line for line in log if f":{farend.PROXY_PORT}" in line]
     assert [re.search(r" (outbound\S+|\S+Cluster) ", line)[1] for line in proxied] == [f"outbound|{farend.PROXY_PORT}||{farend.PROXY_HOST}"] * 2
@@ -51,13 +51,24 @@ def test_ip_bypass(runner: Runner, cluster) -> None:
     assert log_since(cluster, runner.namespace, start) == []
 
 
-def test_cleanup_leaves_nothing(runner: Runner, api: ApiServer) -> None:
-    listed = runner.play("cleanup", "--check")
+@pytest.fixture
+def cleaner(runner: Runner, kubeconfig: Path, api: ApiServer) -> Iterator[Runner]:
+    """Has the rights of docs/rbac.md for the playbook cleanup, where an account can be made."""
+    if not runner.sees_writes:
+        yield runner
+        return
+    sections = {"istio_egress_cleanup": "ClusterRole", "Playbooks": "ClusterRole", "test_source": "Role in the namespace"}
+    with Account(api, [rule for section, where in sections.items() for rule in documented_rights(section, where)]) as account:
+        yield Runner(runner.namespace, kubeconfig, account)
+
+
+def test_cleanup_leaves_nothing(cleaner: Runner, api: ApiServer) -> None:
+    listed = cleaner.play("cleanup", "--check")
     assert listed.code == 0 and [w for w in listed.writes if "(dry run)" not in w] == [], listed.text
-    assert api.read("Namespace", None, runner.namespace)
-    gone = runner.play("cleanup")
+    assert api.read("Namespace", None, cleaner.namespace)
+    gone = cleaner.play("cleanup")
     assert gone.code == 0 and gone.changed > 0, gone.text
-    assert api.read("Namespace", None, runner.namespace) is None
+    assert api.read("Namespace", None, cleaner.namespace) is None
     lines = [line for line in listed.text.splitlines() if re.match(r'\s+"[-~] ', line)]
     assert {re.split(r"\W+", line)[1] for line in lines} >= {"sidecar", "serviceentry"}
     assert all(line in gone.text for line in lines)
