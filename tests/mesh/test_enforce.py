@@ -24,15 +24,16 @@ PROBE = "https://edition.cnn.com/"
 @pytest.fixture
 def account(workload, api, own_mesh):
     """It has the rights of docs/rbac.md for the role, and no others."""
-    rbac, rules = {"apiVersion": "rbac.authorization.k8s.io/v1"}, documented_rights("egress_enforce", "Role in default")
+    rbac = {"apiVersion": "rbac.authorization.k8s.io/v1"}
     with Account(api, documented_rights("egress_enforce", "Role in the namespace"), within=workload.namespace) as account:
-        metadata = {"name": account.user.split(":")[2], "namespace": "default"}
-        account.create({**rbac, "kind": "Role", "metadata": metadata, "rules": rules})
-        account.create({
-            **rbac, "kind": "RoleBinding", "metadata": metadata,
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": metadata["name"]},
-            "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": account.user}],
-        })  # fmt: skip
+        for where, place in (("Role in default", "default"), ("Role in the gateway's namespace", "istio-system")):
+            metadata = {"name": account.user.split(":")[2], "namespace": place}
+            account.create({**rbac, "kind": "Role", "metadata": metadata, "rules": documented_rights("egress_enforce", where)})
+            account.create({
+                **rbac, "kind": "RoleBinding", "metadata": metadata,
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": metadata["name"]},
+                "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": account.user}],
+            })  # fmt: skip
         yield account
 
 
