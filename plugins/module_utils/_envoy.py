@@ -46,9 +46,11 @@ class Snapshot:
     """What each AuthorizationPolicy (namespace/name) says about callers, as patterns of their SPIFFE names."""
 
     def guards(self, policy: str, who: Iterable[str]) -> bool:
-        """Whether the AuthorizationPolicy is in force for exactly these callers (``cluster.local/ns/NAMESPACE/sa/NAME`` or ``/ns/NAMESPACE/`` each)."""
-        patterns = self.callers.get(policy, frozenset())
-        return len(patterns) == len(set(who)) and all(any(one in pattern for pattern in patterns) for one in who)
+        """Whether the AuthorizationPolicy is in force for exactly these callers (``cluster.local/ns/NAMESPACE/sa/NAME`` or ``/ns/NAMESPACE/`` each).
+
+        istiod writes the mesh's trust domain for ``cluster.local``, and each name once more for every alias of it; so the trust domain is left out.
+        """
+        return _without_domain(self.callers.get(policy, ())) == _without_domain(who)
 
     def serves(self, destination: tuple[str, int]) -> bool:
         """Whether there is a route, and no cluster of it is warming."""
@@ -146,6 +148,14 @@ def _name_and_port(virtual_host: str) -> Iterator[tuple[str, int]]:
     host, _sep, port = virtual_host.rpartition(":")
     if host and port.isdigit():
         yield host, int(port)
+
+
+_CALLER = re.compile(r"/ns/[^/]+/(sa/[^/]+)?")
+
+
+def _without_domain(callers: Iterable[str]) -> set[str]:
+    """The namespaces and service accounts in names of callers, or in patterns of them."""
+    return {found[0] for found in map(_CALLER.search, callers) if found}
 
 
 _RULE = re.compile(r"^ns\[(.+)\]-policy\[(.+)\]-rule\[\d+\]$")

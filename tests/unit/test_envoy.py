@@ -138,6 +138,21 @@ def test_a_host_that_moves_to_the_gateway_is_seen_there():
     assert (direct, moved) == ({"outbound|443||www.google.com"}, {f"outbound|443||{GATEWAY}"})
 
 
+@pytest.mark.parametrize("domains", [["cluster.local"], ["prod.example"], ["prod.example", "cluster.local", "old.example"]])
+def test_who_may_is_known_in_any_trust_domain(domains):
+    """Names of callers as istiod writes them for principals, principal ``*`` and namespaces (istio/istio pilot/pkg/security/authz/model/generator.go)."""
+    accounts = [{"exact": f"spiffe://{domain}/ns/demo/sa/sleep"} for domain in domains]
+    patterns = [*accounts, {"safe_regex": {"regex": ".+"}}, {"safe_regex": {"regex": ".*/ns/prod/.*"}}]
+    rule = {"principals": [{"and_ids": {"ids": [{"authenticated": {"principal_name": pattern}} for pattern in patterns]}}]}
+    rbac = {"typed_config": {"rules": {"policies": {"ns[egress]-policy[guard]-rule[0]": rule}}}}
+    snapshot = read({"configs": [{"active_state": {"listener": {"filter_chains": [{"filters": [rbac]}]}}}]})
+    who = ("cluster.local/ns/demo/sa/sleep", "/ns/prod/")
+    assert snapshot.guards("egress/guard", who)
+    for others in (who[:1], who[1:], (*who, "/ns/more/"), ("cluster.local/ns/demo/sa/sleep-well", "/ns/prod/"), ("/ns/demo/", "/ns/prod/")):
+        assert not snapshot.guards("egress/guard", others)
+    assert not snapshot.guards("egress/other", who)
+
+
 @pytest.mark.parametrize(
     "dump", [{}, {"configs": None}, {"configs": []}, {"configs": [{}]}, {"configs": [{"active_state": None, "route_config": None}]}], ids=str
 )
