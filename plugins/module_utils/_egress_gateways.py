@@ -57,8 +57,11 @@ def _find(cluster: Cluster, reference: str, required: bool) -> Gateway:
                 "Bring its Deployment up (kubectl get pods shows why it is not), then run the task again."
             )
     target = ports.get(TLS_PORT, 8443)
+    if isinstance(target, str):
+        containers = (c for pod in _pods_behind(cluster, namespace, selector) for c in pod["spec"]["containers"])
+        target = next((p["containerPort"] for c in containers for p in c.get("ports") or () if p.get("name") == target), 8443)
     own = service if _gateway_workload.is_ours(service) else None
-    return Gateway(namespace, name, tuple(sorted(selector.items())), target if isinstance(target, int) else 8443, tuple(sorted(ports)), own)
+    return Gateway(namespace, name, tuple(sorted(selector.items())), target, tuple(sorted(ports)), own)
 
 
 def _proxies_behind(cluster: Cluster, namespace: str, selector: Mapping[str, str]) -> list[Proxy]:

@@ -7,7 +7,8 @@ Pure. `_gateway_objects` makes the objects for it, `_gateway_plan` the order of 
 
 - The gateway's ports 80 and 443 carry everything but plain TCP, so its Service needs no change. Port 80 is plain HTTP; port 443 is told apart by SNI:
   the host itself for TLS that is passed through, a made-up name for TLS or TCP inside the mesh's own TLS (it says which host and port),
-  any other name for HTTP inside the mesh's own TLS. Old and new hop of a host can so exist side by side while clients move.
+  any other name for HTTP inside the mesh's own TLS. Old and new hop of a host can so exist side by side while clients move. A name that ends like a
+  made-up one never leads to a host by HTTP, though nothing travels under it: `allow_from` relies on that, see ``guard_objects``.
 - The ServiceEntries in the gateway's namespace record every route in their annotation; all that policies share is made from them.
 """
 
@@ -28,6 +29,8 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._policy impor
 HTTP_PORT, TLS_PORT = 80, 443
 """Ports of the gateway's Service."""
 PLAIN, MUTUAL = "plain", "mutual_tls"
+MADE_UP = "egress"
+"""The domain of made-up names."""
 KINDS = ("ServiceEntry", "Gateway", "DestinationRule", "VirtualService", "AuthorizationPolicy")
 EVERYTHING = "everything"
 """What stands for all hosts in the option `hosts`."""
@@ -58,7 +61,8 @@ class GatewayError(EgressError):
 class Gateway:
     """An egress gateway as it was found: its Service, the labels of its pods, and where its Service's TLS port leads in the pod.
 
-    `ports` are those of the Service, and `own_service` is the Service itself where it is ours to change.
+    `ports` are those of the Service, and `own_service` is the Service itself where it is ours to change. `others` are names that others have taken on
+    the TLS port for what is no HTTP.
     """
 
     namespace: str
@@ -67,6 +71,7 @@ class Gateway:
     tls_target_port: int = 8443
     ports: tuple[int, ...] = (HTTP_PORT, TLS_PORT)
     own_service: Mapping[str, Any] | None = field(default=None, compare=False)
+    others: tuple[str, ...] = ()
 
     @property
     def host(self) -> str:
@@ -159,7 +164,7 @@ class Route:
         return HTTP_PORT if port.protocol in HTTP_PROTOCOLS and self.hop_of(port) == PLAIN else TLS_PORT
 
     def sni(self, port: Port) -> str:
-        return f"{port.name}.{self.entry.host.replace('*', 'wildcard')}.egress"
+        return f"{port.name}.{self.entry.host.replace('*', 'wildcard')}.{MADE_UP}"
 
     def originated(self, port: Port) -> bool:
         return self.origination is not None and port.protocol in HTTP_PROTOCOLS

@@ -16,6 +16,7 @@ from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway import (
     HTTP_PORT,
+    MADE_UP,
     MUTUAL,
     ORIGINATED,
     PLAIN,
@@ -151,8 +152,10 @@ def origination_objects(routes: Iterable[Route], gateways: Mapping[str, Gateway]
 def guard_objects(routes: Iterable[Route], gateways: Mapping[str, Gateway]) -> list[Object]:
     """Per gateway and host with `allow_from`, the AuthorizationPolicy that refuses everybody else, and one that only counts them where it is in shadow.
 
-    It denies by name of the host instead of allowing, so that it says nothing about hosts of others. HTTP is told apart by Host, and only in the
-    connections that carry HTTP: on the others Istio leaves a condition on Host out of a denial, which would refuse every host there.
+    It denies by name of the host instead of allowing, so that it says nothing about hosts of others. HTTP is told apart by Host, whatever name the
+    connection came under, for that one is the client's choice. On connections that carry no HTTP Istio leaves a condition on Host out of a denial, which
+    would refuse every host there; so those are left out by what they have in common: no caller is known (TLS that is passed through), another port, or
+    a name that never leads to HTTP, since a server for TLS has it (see `_gateway` and `others_names`).
     """
     by_host: dict[tuple[str, str], list[Route]] = defaultdict(list)
     for route in routes:
@@ -177,9 +180,10 @@ def _guard(routes: list[Route], allowed: Collection[str], gateway: Gateway, shad
     rules = []
     ports = sorted({p for r in routes for p in r.entry.ports})
     if any(p.protocol in HTTP_PROTOCOLS for p in ports):
-        hop = f"outbound_.{TLS_PORT}_.mutual_.{gateway.host}"
-        named = [host, f"{host}:{HTTP_PORT}" if host.startswith("*") else f"{host}:*"]
-        rules.append({"from": [{"source": source}], "to": [{"operation": {"hosts": named}}], "when": [{"key": "connection.sni", "values": [hop]}]})
+        numbers = [p.number for p in ports if p.protocol in HTTP_PROTOCOLS] if host.startswith("*") else ["*"]
+        to = {"hosts": [host, *(f"{host}:{number}" for number in numbers)], "ports": [str(gateway.tls_target_port)]}
+        when = {"key": "connection.sni", "notValues": [f"*.{MADE_UP}", *gateway.others]}
+        rules.append({"from": [{"source": {"principals": ["*"], **source}}], "to": [{"operation": to}], "when": [when]})
     others = sorted({routes[0].sni(p) for p in ports if p.protocol not in HTTP_PROTOCOLS})
     if others:
         rules.append({"from": [{"source": source}], "when": [{"key": "connection.sni", "values": others}]})
@@ -192,11 +196,25 @@ def _guard(routes: list[Route], allowed: Collection[str], gateway: Gateway, shad
     return obj
 
 
+def others_names(gateway: Gateway, live: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The names under which Gateways of others take the mesh's TLS, or TLS with a client's certificate, for what is no HTTP on the gateway's TLS port."""
+    servers = [
+        server
+        for obj in live
+        if not is_ours(obj) and (obj["spec"].get("selector") or {}).items() <= dict(gateway.selector).items()
+        for server in obj["spec"].get("servers") or ()
+        if server["port"]["number"] == TLS_PORT and server["port"]["protocol"].upper() in ("TLS", "TCP")
+    ]
+    mutual = [s for s in servers if (s.get("tls") or {}).get("mode") in ("ISTIO_MUTUAL", "MUTUAL", "OPTIONAL_MUTUAL")]
+    return tuple(sorted({host.rpartition("/")[2] for s in mutual for host in s["hosts"]} - {"*"}))
+
+
 def _gateway(routes: list[Route], defaults: list[DefaultRoute], gateway: Gateway) -> Object:
     servers: dict[str, Object] = {}
     passed: set[str] = set()
-    if defaults:
-        servers["http-mutual"] = _server(TLS_PORT, "http-mutual", "HTTPS", ["*"], "ISTIO_MUTUAL")
+    http = [_server(TLS_PORT, name, "HTTPS", [hosts], "ISTIO_MUTUAL") for name, hosts in (("http-mutual", "*"), ("http-nowhere", f"*.{MADE_UP}"))]
+    if defaults or any(p.protocol in HTTP_PROTOCOLS and r.hop_of(p) == MUTUAL for r in routes for p in r.entry.ports):
+        servers |= {server["port"]["name"]: server for server in http}
     for route in routes:
         for port in route.entry.ports:
             if route.is_named(port):
@@ -206,9 +224,7 @@ def _gateway(routes: list[Route], defaults: list[DefaultRoute], gateway: Gateway
                 servers[port.name] = _server(port.number, port.name, "TCP", ["*"])
             elif port.protocol in TLS_PROTOCOLS:
                 passed.add(route.entry.host)
-            elif route.hop_of(port) == MUTUAL:
-                servers["http-mutual"] = _server(TLS_PORT, "http-mutual", "HTTPS", ["*"], "ISTIO_MUTUAL")
-            else:
+            elif route.hop_of(port) == PLAIN:
                 servers["http-plain"] = _server(HTTP_PORT, "http-plain", "HTTP", ["*"])
     if passed:
         servers["tls-plain"] = _server(TLS_PORT, "tls-plain", "TLS", sorted(passed), "PASSTHROUGH")
@@ -266,7 +282,9 @@ def _gateway_legs(route: Route, gateway: Gateway) -> list[Object]:
         if port.protocol in HTTP_PROTOCOLS:
             if route.origination:
                 out = [{"destination": {"host": route.dialled, "subset": ORIGINATED, "port": {"number": route.origination.port}}}]
-            http.append({"match": [{"port": number} for number in arrivals], "route": out})
+            # a pattern of AuthorizationPolicy has one wildcard, so no other port in Host may lead out than those that the guard lists
+            known = {"authority": {"regex": f"[^:]*(:{port.number})?"}} if route.entry.is_wildcard else {}
+            http.append({"match": [{"port": number, **known} for number in arrivals], "route": out})
         elif route.is_named(port) or route.takes_port(port):
             name = short(f"{gateway.service}-{stem(route.key)}-{port.name}-{said}")
             called = route.sni(port) if route.is_named(port) else route.entry.host

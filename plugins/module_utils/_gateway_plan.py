@@ -32,6 +32,7 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_obje
     guard_objects,
     known_to_clients,
     origination_objects,
+    others_names,
     shared_for,
 )
 from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway_workload import target_port
@@ -84,6 +85,7 @@ def plan_gateway(wanted: Iterable[Route], default: DefaultRoute | None, live: Li
     """
     routes, defaults = read_routes(live["ServiceEntry"]), read_defaults(live["VirtualService"])
     mine = (namespace, policy)
+    gateways = {reference: replace(g, others=others_names(g, live["Gateway"])) for reference, g in gateways.items()}
     others = tuple(r for r in routes if (r.namespace, r.policy) != mine), tuple(d for d in defaults if (d.namespace, d.policy) != mine)
     own_default = next((d for d in defaults if (d.namespace, d.policy) == mine), None)
     before = _State(tuple(r for r in routes if (r.namespace, r.policy) == mine), own_default, *others)

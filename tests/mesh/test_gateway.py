@@ -16,10 +16,12 @@ import pytest
 from cluster.onemachine import pki
 from mesh.conftest import IMAGE, scope_of
 
-HOST, MODE, GATEWAY, CHECK = "istio_egress_host", "istio_outbound_mode", "istio_egress_gateway", "istio_egress_check"
+HOST, MODE, GATEWAY, CHECK, EXPLAIN = "istio_egress_host", "istio_outbound_mode", "istio_egress_gateway", "istio_egress_check", "istio_egress_explain"
 CNN, BESIDE, UNLISTED = "www.cnn.com", "de.wikipedia.org", "other.example.com"
 KINDS = ("ServiceEntry", "Gateway", "DestinationRule", "VirtualService", "AuthorizationPolicy")
 ECHO = 5432
+SNIS = {"cnn": "", "host": CNN, "made-up": "other.egress", "bare": ".egress", "team": "team.example.com"}
+"""Names in the mesh's TLS on the way to a gateway, by subset: Istio's own for it, that of the host, such as TLS and TCP have there, and one of a team."""
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +167,45 @@ def settled(workload, address, expected):
     return outcomes(workload, address)
 
 
+@pytest.fixture
+def under_other_names(place, api):
+    """`under_other_names()`: what `theirs` gets of CNN under each of SNIS, by a way to the gateway that its namespace wrote for itself.
+
+    The last of the names has a server of its own at the gateway, a tunnel for TCP.
+    """
+    to = "istio-egressgateway.istio-system.svc.cluster.local"
+    subsets, ways = [], []
+    for name, sni in SNIS.items():
+        policy = {"tls": {"mode": "ISTIO_MUTUAL", **({"sni": sni} if sni else {})}, "connectionPool": {"http": {"maxRequestsPerConnection": 1}}}
+        subsets.append({"name": name, "trafficPolicy": policy})
+        route = [{"destination": {"host": to, "subset": name, "port": {"number": 443}}}]
+        ways.append({"match": [{"uri": {"prefix": f"/{name}"}}], "rewrite": {"authority": CNN}, "route": route})
+    rule = {"host": to, "exportTo": ["."], "subsets": subsets}
+    service = {"hosts": [UNLISTED], "gateways": ["mesh"], "exportTo": ["."], "http": ways}
+    port = {"number": 443, "name": "tls", "protocol": "TLS"}
+    tunnel = {"selector": {"istio": "egressgateway"}, "servers": [{"port": port, "hosts": [SNIS["team"]], "tls": {"mode": "ISTIO_MUTUAL"}}]}
+    out = [{"match": [{"port": 443}], "route": [{"destination": {"host": CNN, "port": {"number": 80}}}]}]
+    leg = {"hosts": [SNIS["team"]], "gateways": ["tunnel"], "exportTo": ["."], "tcp": out}
+    made = [("Gateway", "tunnel", tunnel), ("VirtualService", "tunnel", leg), ("DestinationRule", "own-way", rule), ("VirtualService", "own-way", service)]
+    for kind, name, spec in made:
+        metadata = {"name": name, "namespace": place.theirs.namespace}
+        api.create({"apiVersion": "networking.istio.io/v1", "kind": kind, "metadata": metadata, "spec": spec})
+    yield lambda: {name: place.theirs.curl(f"http://{UNLISTED}/{name}").outcome for name in SNIS}
+    for kind, name, _spec in reversed(made):
+        api.delete(kind, place.theirs.namespace, name)
+
+
+def test_a_name_that_a_client_makes_up_leads_nobody_around_who_may(through, place, run_module, under_other_names):
+    both = [".", place.theirs.namespace]
+    through([f"{CNN}:80"], export_to=both)
+    assert under_other_names() == {"cnn": "200", "host": "200", "made-up": "404", "bare": "404", "team": "200"}
+    through([f"{CNN}:80"], export_to=both, allow_from=[f"{place.mine.namespace}/default"])
+    assert under_other_names() == {"cnn": "403", "host": "403", "made-up": "404", "bare": "404", "team": "200"}
+    told = run_module(EXPLAIN, namespace=place.theirs.namespace, urls=[f"http://{UNLISTED}/cnn"])["explanations"]
+    assert [(e["verdict"], "egress-istio-egressgateway-from-" in e["reason"]) for e in told] == [("blocked", True)], told
+    assert place.mine.curl(f"http://{CNN}/").outcome == "200"
+
+
 def test_identity_decides_for_http_tls_and_tcp(through, place):
     address = place.mine.curl(f"https://{UNLISTED}/", "-k").address
     hosts = [{"host": CNN, "ports": [80, 443]}, {"host": UNLISTED, "ports": [f"tcp/{ECHO}"], "addresses": [address]}, f"{BESIDE}:80"]
@@ -228,12 +269,19 @@ def test_two_namespaces_send_one_host_through_one_gateway_each_with_ports_of_its
 
 
 def test_wildcard_goes_to_the_backend_that_serves_it(through, place):
-    through([{"host": "*.wikipedia.org", "ports": [80, 443], "backend": "www.wikipedia.org"}])
+    wildcard, both = {"host": "*.wikipedia.org", "ports": [80, 443], "backend": "www.wikipedia.org"}, [".", place.theirs.namespace]
+    through([wildcard], export_to=both)
     for scheme in ("http", "https"):
         answer = place.mine.curl(f"{scheme}://en.wikipedia.org/")
         assert answer.body["client"] in place.at
         assert answer.body["address"] == place.mine.curl(f"{scheme}://www.wikipedia.org/").body["address"]
         assert answer.body["host"] == "en.wikipedia.org"
+    through([{**wildcard, "allow_from": [f"{place.mine.namespace}/default"]}], export_to=both)
+    as_named = {
+        host: [w.curl("http://de.wikipedia.org/", "-H", f"Host: {host}").outcome for w in (place.mine, place.theirs)]
+        for host in ("de.wikipedia.org", "DE.wikipedia.org:80", "de.wikipedia.org:8080")
+    }
+    assert as_named == {"de.wikipedia.org": ["200", "403"], "DE.wikipedia.org:80": ["200", "403"], "de.wikipedia.org:8080": ["404", "404"]}
     assert place.mine.curl(f"http://{CNN}/").outcome == "502"
 
 

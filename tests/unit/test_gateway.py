@@ -271,8 +271,29 @@ def test_who_may_is_who_may_by_any_policy() -> None:
     live = states([], first.plan([]))[-1]
     live = states(live, Task(["a.example.com:80"], namespace="prod").plan(live))[-1]
     [guard] = of_kind(live, "AuthorizationPolicy")
-    source = {"notPrincipals": ["cluster.local/ns/demo/sa/sleep"], "notNamespaces": ["prod"]}
+    source = {"notPrincipals": ["cluster.local/ns/demo/sa/sleep"], "notNamespaces": ["prod"], "principals": ["*"]}
     assert [rule["from"] for rule in guard["spec"]["rules"]] == [[{"source": source}]]
+
+
+def test_who_may_says_nothing_of_what_others_have_at_the_gateway() -> None:
+    """Istio leaves a condition on Host out where there is no HTTP, so that the rule must not hold there by anything else."""
+
+    def server(protocol: str, mode: str, host: str, port: int = 443) -> Object:
+        return {"port": {"number": port, "name": "x", "protocol": protocol}, "tls": {"mode": mode}, "hosts": [host]}
+
+    def theirs(name: str, selector: Mapping[str, str], *servers: Object) -> Object:
+        return {"kind": "Gateway", "metadata": {"name": name, "namespace": "team"}, "spec": {"selector": selector, "servers": list(servers)}}
+
+    tunnels = [server("tls", "ISTIO_MUTUAL", "team/db.example"), server("TCP", "MUTUAL", "*.mq.example"), server("TLS", "ISTIO_MUTUAL", "*")]
+    harmless = [server("HTTPS", "ISTIO_MUTUAL", "web"), server("TLS", "PASSTHROUGH", "pass"), server("TLS", "SIMPLE", "own"), server("TLS", "MUTUAL", "p", 7)]
+    live = [theirs("one", {"istio": "one"}, *tunnels, *harmless), theirs("two", {"istio": "two"}, server("TLS", "MUTUAL", "elsewhere"))]
+    after = states(live, Task([{"host": "a.example.com", "ports": [80], "allow_from": ["demo"]}]).plan(live))[-1]
+    [guard] = of_kind(after, "AuthorizationPolicy")
+    [rule] = guard["spec"]["rules"]
+    assert rule["when"] == [{"key": "connection.sni", "notValues": ["*.egress", "*.mq.example", "db.example"]}]
+    assert (rule["from"][0]["source"]["principals"], rule["to"][0]["operation"]["ports"]) == (["*"], ["8443"])
+    [gateway] = of_kind(after, "Gateway", "egress")
+    assert ["*.egress"] in [s["hosts"] for s in gateway["spec"]["servers"] if s["port"]["protocol"] == "HTTPS"]
 
 
 def test_what_is_left_of_a_namespace_that_is_gone_can_be_taken_back() -> None:
