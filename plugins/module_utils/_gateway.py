@@ -164,7 +164,7 @@ class Route:
         return HTTP_PORT if port.protocol in HTTP_PROTOCOLS and self.hop_of(port) == PLAIN else TLS_PORT
 
     def sni(self, port: Port) -> str:
-        return f"{port.name}.{self.entry.host.replace('*', 'wildcard')}.{MADE_UP}"
+        return f"{port.name}.{self.entry.as_name}.{MADE_UP}"
 
     def originated(self, port: Port) -> bool:
         return self.origination is not None and port.protocol in HTTP_PROTOCOLS

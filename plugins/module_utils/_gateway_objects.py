@@ -27,8 +27,8 @@ from ansible_collections.meshops.istio_egress.plugins.module_utils._gateway impo
     callers,
     digest,
 )
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import NETWORKING, Declared, Object, stem
-from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import EVERYTHING_SCOPE, is_ours, policy_labels
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import NETWORKING, Declared, Object
+from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import DEFAULT_POLICY, EVERYTHING_SCOPE, is_ours, policy_labels
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HTTP_PROTOCOLS, TLS_PROTOCOLS, HostEntry, Port
 
 SECURITY = "security.istio.io/v1"
@@ -97,7 +97,7 @@ def _client_leg(routes: list[Route], gateway: Gateway) -> Object:
                 tcp.append({"match": [match], "route": [_to(gateway, route, port)]})
     what = first.entry.host if first.entry.is_opaque else "-".join(f"{p.name}-{first.hop_of(p).partition('_')[0]}" for p in first.entry.ports)
     seen = "" if first.export_to == (".",) else f"-for-{digest(' '.join(first.export_to))[:6]}"
-    name = short(f"egress-{first.policy}-{gateway.namespace}-{gateway.service}-{what}{seen}")
+    name = short(f"egress-{first.policy}.{gateway.namespace}.{gateway.service}.{what}{seen}")
     spec = {"hosts": sorted(r.entry.host for r in routes), "gateways": ["mesh"], "exportTo": _exported(first.namespace, first.export_to)}
     spec |= {kind: rules for kind, rules in (("http", http), ("tls", tls), ("tcp", tcp)) if rules}
     return _object("VirtualService", first.namespace, name, spec, first.policy)
@@ -187,7 +187,7 @@ def _guard(routes: list[Route], allowed: Collection[str], gateway: Gateway, shad
     others = sorted({routes[0].sni(p) for p in ports if p.protocol not in HTTP_PROTOCOLS})
     if others:
         rules.append({"from": [{"source": source}], "when": [{"key": "connection.sni", "values": others}]})
-    name = short(f"{gateway_name(gateway)}-from-{host.replace('*', 'wildcard')}{'-shadow' if shadow else ''}")
+    name = short(f"{gateway_name(gateway)}-from-{routes[0].entry.as_name}{'-shadow' if shadow else ''}")
     spec = {"selector": {"matchLabels": dict(gateway.selector)}, "action": "DENY", "rules": rules}
     obj = _shared("AuthorizationPolicy", gateway.namespace, name, spec, gateway)
     obj["apiVersion"] = SECURITY
@@ -260,7 +260,7 @@ def _destination_rules(gateway: Gateway, routes: list[Route], defaults: list[Def
         _shared(
             "DestinationRule",
             place,
-            short(f"egress-{gateway.namespace}-{gateway.service}"),
+            short(f"egress-{gateway.namespace}.{gateway.service}"),
             {
                 "host": gateway.host,
                 "exportTo": ["*"] if for_all and place == gateway.namespace else ["."],
@@ -276,7 +276,6 @@ def _gateway_legs(route: Route, gateway: Gateway) -> list[Object]:
     """HTTP and TLS that keep the host's name in one VirtualService, whatever the hop; what comes under a made-up name or on its own port in one each."""
     result, http, tls = [], [], []
     arrivals = (TLS_PORT,) if route.entry.allow_from else (HTTP_PORT, TLS_PORT)  # nobody is known on the plain port
-    said = route.entry.host.replace("*", "wildcard")
     for port in route.entry.ports:
         out = [{"destination": {"host": route.dialled, "port": {"number": port.number}}}]
         if port.protocol in HTTP_PROTOCOLS:
@@ -286,18 +285,23 @@ def _gateway_legs(route: Route, gateway: Gateway) -> list[Object]:
             known = {"authority": {"regex": f"[^:]*(:{port.number})?"}} if route.entry.is_wildcard else {}
             http.append({"match": [{"port": number, **known} for number in arrivals], "route": out})
         elif route.is_named(port) or route.takes_port(port):
-            name = short(f"{gateway.service}-{stem(route.key)}-{port.name}-{said}")
             called = route.sni(port) if route.is_named(port) else route.entry.host
             spec = {"hosts": [called], "gateways": [gateway_name(gateway)], "exportTo": ["."]}
             spec["tcp"] = [{"match": [{"port": route.gateway_port(port)}], "route": out}]
-            result.append(_object("VirtualService", gateway.namespace, name, spec, route.key))
+            result.append(_object("VirtualService", gateway.namespace, _leg_name(route, gateway, f"-{port.name}"), spec, route.key))
         else:
             tls.append({"match": [{"port": TLS_PORT, "sniHosts": [route.entry.host]}], "route": out})
     if http or tls:
         spec = {"hosts": [route.entry.host], "gateways": [gateway_name(gateway)], "exportTo": ["."]}
         spec |= {kind: rules for kind, rules in (("http", http), ("tls", tls)) if rules}
-        result.append(_object("VirtualService", gateway.namespace, short(f"{gateway.service}-{stem(route.key)}-{said}"), spec, route.key))
+        result.append(_object("VirtualService", gateway.namespace, _leg_name(route, gateway), spec, route.key))
     return result
+
+
+def _leg_name(route: Route, gateway: Gateway, port: str = "") -> str:
+    """Short, since the gateway holds it up to four times for each host. Neither a Service nor a namespace has a dot, so that no two namespaces share one."""
+    policy = "" if route.policy == DEFAULT_POLICY else f"-of-{route.policy}"
+    return short(f"{gateway.service}.{route.namespace}.{route.entry.as_name}{port}{policy}")
 
 
 def gateway_name(gateway: Gateway) -> str:

@@ -223,8 +223,7 @@ class _Names:
         self._stem, self._taken = stem(policy), taken
 
     def own(self, entry: HostEntry) -> str:
-        host = f"{entry.host[2:]}-wildcard" if entry.is_wildcard else entry.host  # no host ends like this: a top-level domain has no hyphen
-        base, number = _short(f"{self._stem}-{host}", 240), 1
+        base, number = _short(f"{self._stem}-{entry.as_name}", 240), 1
         name = base
         while name in self._taken:
             number += 1

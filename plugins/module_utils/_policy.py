@@ -82,6 +82,11 @@ class HostEntry:
         return self.host.startswith("*.")
 
     @property
+    def as_name(self) -> str:
+        """The host where no asterisk may stand. No host ends like a wildcard does here: no top-level domain has such a hyphen."""
+        return f"{self.host[2:]}-wildcard" if self.is_wildcard else self.host
+
+    @property
     def is_opaque(self) -> bool:
         return any(port.is_opaque for port in self.ports)
 

@@ -49,7 +49,7 @@ def test_egress_gateway(runner: Runner, cluster) -> None:
     assert (run.code, run.results) == (0, {CNN: "301", CNN_TLS: "200", HTTPBIN: "502"}), run.text
     assert hops(run.text, "http://edition.cnn.com:80") == HOPS, run.text
     assert hops(run.text, "tls://edition.cnn.com:443") == tuple(h for h in HOPS if h != "route"), run.text
-    assert "[VirtualService istio-system/istio-egressgateway-gateway." in run.text
+    assert "[VirtualService istio-system/istio-egressgateway." in run.text
     log = log_since(cluster, runner.namespace, start)
     assert statuses(log, "edition.cnn.com", "/politics") == ["301"]
     assert tls_clusters(log) == ["outbound|443|plain|istio-egressgateway.istio-system.svc.cluster.local"]

@@ -296,6 +296,31 @@ def test_who_may_says_nothing_of_what_others_have_at_the_gateway() -> None:
     assert ["*.egress"] in [s["hosts"] for s in gateway["spec"]["servers"] if s["port"]["protocol"] == "HTTPS"]
 
 
+PAIRS = [
+    (Task(["api-foo.example.com:80,443"], namespace="shop"), Task(["foo.example.com:80,443"], namespace="shop-api")),
+    (Task(["shop.example.com:80"], namespace="web"), Task(["example.com:80"], namespace="shop", policy="web")),
+    (Task(["a.example.com:80"], namespace="demo", policy="web"), Task(["a.example.com:80"], namespace="demo-web")),
+    (Task([{"host": "*.example.com", "ports": [80, 443], "backend": "example.com", "allow_from": ["demo"]}]),
+     Task([{"host": "wildcard.example.com", "ports": [80, 443], "allow_from": ["demo"]}], namespace="prod")),
+    (Task(["a.example.com:80"], gateway="egress/one-x"), Task(["b.example.com:80"], gateway="egress-one/x", policy="more")),
+    (Task(["a.example.com:80"], policy="web", gateway="one-egress/x"), Task(["b.example.com:80"], gateway="egress/x", policy="web-one")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_names_of_what_two_tasks_make_do_not_meet(one: Task, other: Task) -> None:
+    places = [tuple(r.split("/")) for r in (one.gateway, other.gateway)]
+    gateways = {f"{place}/{name}": Gateway(place, name, (("istio", name),)) for place, name in places}
+    first = states([], one.plan([], gateways))[-1]
+    plan = other.plan(first, gateways)
+    assert {c.kind for c in plan.changes if c.before} <= {"Gateway"}, plan.lines()
+    both = states(first, plan)[-1]
+    assert (list(one.plan(both, gateways).changes), broken_ways(both)) == ([], [])
+    for gateway in of_kind(both, "Gateway"):
+        names = [name for server in gateway["spec"]["servers"] for name in server["hosts"]]
+        assert sorted(names) == sorted(set(names))
+
+
 def test_what_is_left_of_a_namespace_that_is_gone_can_be_taken_back() -> None:
     live = states([], Task(["a.example.com:80,443"]).plan([]))[-1]
     left = [o for o in live if o["metadata"]["namespace"] != "demo"]
