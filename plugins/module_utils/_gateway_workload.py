@@ -474,7 +474,8 @@ def plan_absent(live: Mapping[str, Object | None]) -> Plan:
 def check_unused(namespace: str, name: str, routes: Iterable[Route], virtual_services: Iterable[Mapping[str, Any]]) -> None:
     """Raises GatewayError while hosts are sent through a gateway, by this collection or by anybody's VirtualService."""
     ours = [f'{r.entry.host} (policy "{r.policy}" of namespace {r.namespace})' for r in routes if r.gateway == f"{namespace}/{name}"]
-    others = [f"{', '.join(v['spec']['hosts'])} (VirtualService {'/'.join(_place(v))})" for v in virtual_services if leads_to(v, namespace, name)]
+    leading = [v for v in virtual_services if leads_to(v, namespace, name)]
+    others = [f"{', '.join(v['spec'].get('hosts') or ['a delegate'])} (VirtualService {'/'.join(_place(v))})" for v in leading]
     if ours or others:
         used = ours or others
         raise GatewayError(

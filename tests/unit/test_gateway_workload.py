@@ -322,6 +322,10 @@ def test_a_gateway_in_use_stays():
         check_unused("egress", "out", [route], [])
     with pytest.raises(GatewayError, match="VirtualService demo/vs"):
         check_unused("egress", "out", [], [virtual_service("out.egress.svc.cluster.local", kind="tcp")])
+    delegate = virtual_service("out.egress.svc.cluster.local")
+    del delegate["spec"]["hosts"], delegate["spec"]["gateways"]
+    with pytest.raises(GatewayError, match=r"a delegate \(VirtualService demo/vs\)"):
+        check_unused("egress", "out", [], [delegate])
     check_unused("egress", "other", [route], [virtual_service("out.egress.svc.cluster.local")])
 
 
