@@ -15,7 +15,7 @@ from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _gateway, _sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._explain import exported
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import read_service_entry
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import ports_of, read_service_entry
 from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import owner_of, policy_of
 from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HTTP_PROTOCOLS, IP_DOMAIN, TLS_PROTOCOLS, HostEntry, Port
 from ansible_collections.meshops.istio_egress.plugins.module_utils._traffic import Request, TrafficError
@@ -159,8 +159,7 @@ def _opened_by_others(entries: Iterable[Mapping[str, Any]], namespace: str, decl
                 continue
             if sidecar is not None and not _sidecars.imports(sidecar, namespace, host, obj["metadata"]["namespace"]):
                 continue
-            for port in obj["spec"].get("ports") or ():
-                known = Port(port["number"], port.get("protocol") or "TCP")
+            for known in ports_of(obj):
                 target = next((a for a in obj["spec"].get("addresses") or () if "/" not in a), host) if known.is_opaque else host
                 if (host, known.number) not in ours:
                     result.append(_request(target, known, "blocked", None, rule))

@@ -17,6 +17,7 @@ from typing import Any
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _path, _sidecars
 from ansible_collections.meshops.istio_egress.plugins.module_utils._errors import EgressError
 from ansible_collections.meshops.istio_egress.plugins.module_utils._injected import INIT, PROXY, VALIDATION, containers, has_proxy
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import ports_of
 from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import policy_of
 from ansible_collections.meshops.istio_egress.plugins.module_utils._path import Arrival, Call, Configuration, Passage
 from ansible_collections.meshops.istio_egress.plugins.module_utils._source import Source, choose_source
@@ -443,7 +444,7 @@ class _Walker:
             return f"not exported to namespace {self.namespace} (exportTo {', '.join(entry['spec'].get('exportTo') or ['*'])})"
         if resource is not None and not _sidecars.imports(resource, self.namespace, named, namespace):
             return f"Sidecar {name_of(resource)} does not import it"
-        ports = {p["number"]: p.get("protocol") or "TCP" for p in entry["spec"].get("ports") or ()}
+        ports = {p.number: p.protocol for p in ports_of(entry)}
         if port not in ports:
             return f"it has no port {port}"
         if winning is None:

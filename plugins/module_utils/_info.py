@@ -14,9 +14,9 @@ from datetime import date
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _explain, _gateway, _sidecars
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import read_metadata
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import ports_of, read_metadata
 from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import owner_of, policy_of
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HostEntry
+from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import Port
 
 LEVELS = ("error", "warning", "info")
 
@@ -109,13 +109,13 @@ def hosts_of(namespace: str, world: _explain.World, resource: Mapping[str, Any] 
     for route in _gateway.read_routes(entries):
         if namespace in route.clients or not route.clients:
             owner = f'policy "{route.policy}" of namespace {route.namespace}'
-            result.append(_host(route.entry.host, _ports(route.entry), route.gateway, True, owner, f"policy {route.policy}", dict(route.entry.metadata)))
+            result.append(_host(route.entry.host, _ports(route.entry.ports), route.gateway, True, owner, f"policy {route.policy}", dict(route.entry.metadata)))
     routed = {h["host"] for h in result}
     for e in entries:
         policy = policy_of(e) or ""
         if "." in policy or not _explain.exported(e, namespace):
             continue
-        ports = [f"{(p.get('protocol') or 'TCP').lower()}/{p['number']}" for p in e["spec"].get("ports") or ()]
+        ports = _ports(ports_of(e))
         metadata = read_metadata(e)
         for host in e["spec"]["hosts"]:
             if not policy and resource is not None and not _sidecars.imports(resource, namespace, host, e["metadata"]["namespace"]):
@@ -134,8 +134,8 @@ def metadata_of(metadata: Mapping[str, str]) -> dict[str, str]:
     return {"requested_by" if k == "owner" else k: v for k, v in metadata.items() if k in ("owner", "ticket", "reason", "expires")}
 
 
-def _ports(entry: HostEntry) -> list[str]:
-    return [f"{p.protocol.lower()}/{p.number}" for p in entry.ports]
+def _ports(ports: Iterable[Port]) -> list[str]:
+    return [f"{p.protocol.lower()}/{p.number}" for p in ports]
 
 
 # -- findings -----------------------------------------------------------------------------------------------------------------------

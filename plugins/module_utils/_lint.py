@@ -13,9 +13,9 @@ from datetime import date
 from typing import Any
 
 from ansible_collections.meshops.istio_egress.plugins.module_utils import _policy
-from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Declared
+from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import Declared, ports_of
 from ansible_collections.meshops.istio_egress.plugins.module_utils._ownership import KNOWN_SCOPE, owner_of, policy_of
-from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import HTTP_PROTOCOLS, TLS_PROTOCOLS, HostEntry, PolicyError
+from ansible_collections.meshops.istio_egress.plugins.module_utils._policy import TLS_PROTOCOLS, HostEntry, PolicyError
 
 
 def check_clashes(wanted: Iterable[Declared], live: Iterable[Mapping[str, Any]], namespace: str, policy: str) -> list[str]:
@@ -40,7 +40,7 @@ def check_clashes(wanted: Iterable[Declared], live: Iterable[Mapping[str, Any]],
             if not _meet(obj, declared, namespace):
                 continue
             name, whose = f"ServiceEntry {obj['metadata']['namespace']}/{obj['metadata']['name']}", owner_of(obj)
-            theirs = {p["number"]: p.get("protocol") or "TCP" for p in obj["spec"].get("ports") or []}
+            theirs = {p.number: p.protocol for p in ports_of(obj)}
             for port in entry.ports:
                 there = theirs.get(port.number)
                 if there is None:
@@ -64,8 +64,7 @@ def expired(entries: Iterable[HostEntry], today: date) -> list[str]:
 
 def _check_capture(host: str, number: int, others: Iterable[Mapping[str, Any]]) -> None:
     for obj in others:
-        opaque = [p for p in obj["spec"].get("ports") or [] if p["number"] == number and (p.get("protocol") or "TCP") not in HTTP_PROTOCOLS | TLS_PROTOCOLS]
-        if opaque and not obj["spec"].get("addresses") and obj["spec"].get("hosts") != [host]:
+        if any(p.number == number and p.is_opaque for p in ports_of(obj)) and not obj["spec"].get("addresses") and obj["spec"].get("hosts") != [host]:
             name = f"ServiceEntry {obj['metadata']['namespace']}/{obj['metadata']['name']} ({owner_of(obj)})"
             raise PolicyError(
                 f"{name} already captures every connection to port {number}, for {obj['spec']['hosts'][0]}; sidecars would send it to one of the two.\n"

@@ -112,10 +112,15 @@ class Declared:
         return (self.entry.ports, self.entry.resolution)
 
 
+def ports_of(obj: Mapping[str, Any]) -> list[Port]:
+    """The ports of a ServiceEntry of anybody. Istio takes a protocol in any case (istio/istio pkg/config/protocol, ``Parse``), and none for TCP."""
+    return [Port(p["number"], (p.get("protocol") or "TCP").upper()) for p in obj["spec"].get("ports") or ()]
+
+
 def read_service_entry(obj: Mapping[str, Any]) -> list[Declared]:
     """The host entries that a ServiceEntry of ours stands for; the inverse of `service_entries`."""
     spec = obj["spec"]
-    ports = tuple(sorted(Port(p["number"], p.get("protocol") or "TCP") for p in spec.get("ports") or []))
+    ports = tuple(sorted(ports_of(obj)))
     addresses = tuple(spec.get("addresses") or ()) or tuple(e["address"] for e in spec.get("endpoints") or () if "address" in e)
     metadata = read_metadata(obj)
     return [

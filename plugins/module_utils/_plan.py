@@ -17,6 +17,7 @@ from typing import Any
 from ansible_collections.meshops.istio_egress.plugins.module_utils._objects import (
     Declared,
     Object,
+    ports_of,
     read_metadata,
     read_service_entry,
     same_object,
@@ -273,7 +274,7 @@ def _declared(live: Iterable[Object], namespace: str, policy: str) -> list[Decla
 
 
 def _destinations(obj: Mapping[str, Any]) -> set[tuple[str, int, str]]:
-    return {(host, p["number"], p.get("protocol") or "TCP") for host in obj["spec"].get("hosts") or [] for p in obj["spec"].get("ports") or []}
+    return {(host, p.number, p.protocol) for host in obj["spec"].get("hosts") or [] for p in ports_of(obj)}
 
 
 def _seen_by(obj: Mapping[str, Any]) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ def test_a_silent_connection_cannot_tell_who_is_refused() -> None:
 
 
 def foreign(namespace: str = "team", **spec: Any) -> dict[str, Any]:
-    ports = [{"number": 80, "name": "http", "protocol": "HTTP"}, {"number": 443, "name": "tls", "protocol": "TLS"}]
+    ports = [{"number": 80, "name": "http", "protocol": "HTTP"}, {"number": 443, "name": "tls", "protocol": "https"}]
     return {
         "kind": "ServiceEntry",
         "metadata": {"name": "theirs", "namespace": namespace},

@@ -13,7 +13,8 @@ CNN = "edition.cnn.com"
 
 
 def ports(*given):
-    return [{"number": int(p.split("/")[1]), "name": p.replace("/", "-"), "protocol": p.split("/")[0].upper()} for p in given]
+    """Ports with the protocol in lower case, which Istio takes as well."""
+    return [{"number": int(p.split("/")[1]), "name": p.replace("/", "-"), "protocol": p.split("/")[0]} for p in given]
 
 
 def clashes(hosts, live, policy="default"):
