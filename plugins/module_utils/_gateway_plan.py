@@ -331,15 +331,16 @@ def _routed(before: _State, after: _State, gateways: Mapping[str, Gateway], tls:
 
     TLS and TCP are known to a client by the VirtualService together with a ServiceEntry, so these are looked at after that was written (`tls`).
     """
-    waits = []
-    for clients in sorted({r.clients for r in (*before.own_way, *after.own_way)}):
-        routes = _in((r for r in after.own_way if r.clients == clients), gateways)
-        left = _in((r for r in before.own_way if r.clients == clients and r.gateway in gateways), gateways) - routes
+    places: dict[tuple[frozenset[Any], frozenset[Any]], list[str]] = {}
+    for place in sorted({place for r in (*before.own_way, *after.own_way) for place in r.clients or ("",)}):  # "" is everywhere
+        there, was = ([r for r in s.own_way if not r.clients or place in r.clients] for s in (after, before))
+        routes = _in(there, gateways)
+        left = _in((r for r in was if r.gateway in gateways), gateways) - _in(there if place else after.own_way, gateways)
         if not tls:
             here = {(r.entry.host, p.number) for r in after.own_way for p in r.entry.ports if p.protocol in HTTP_PROTOCOLS}
             routes = {r for r in routes if r[:2] in here}
-        waits.append(Wait(clients, routes=frozenset(routes), not_routes=frozenset(left)))
-    return waits
+        places.setdefault((frozenset(routes), frozenset(left)), []).append(place)
+    return [Wait(() if "" in names else tuple(names), routes=routes, not_routes=left) for (routes, left), names in places.items()]
 
 
 def _in(routes: Iterable[Route], gateways: Mapping[str, Gateway]) -> set[tuple[str, int, str]]:

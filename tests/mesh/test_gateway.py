@@ -269,14 +269,14 @@ def test_two_namespaces_send_one_host_through_one_gateway_each_with_ports_of_its
 
 
 def test_wildcard_goes_to_the_backend_that_serves_it(through, place):
-    wildcard, both = {"host": "*.wikipedia.org", "ports": [80, 443], "backend": "www.wikipedia.org"}, [".", place.theirs.namespace]
-    through([wildcard], export_to=both)
+    wildcard = {"host": "*.wikipedia.org", "ports": [80, 443], "backend": "www.wikipedia.org"}
+    through([wildcard])
     for scheme in ("http", "https"):
         answer = place.mine.curl(f"{scheme}://en.wikipedia.org/")
         assert answer.body["client"] in place.at
         assert answer.body["address"] == place.mine.curl(f"{scheme}://www.wikipedia.org/").body["address"]
         assert answer.body["host"] == "en.wikipedia.org"
-    through([{**wildcard, "allow_from": [f"{place.mine.namespace}/default"]}], export_to=both)
+    through([{**wildcard, "allow_from": [f"{place.mine.namespace}/default"]}], export_to=[".", place.theirs.namespace])
     as_named = {
         host: [w.curl("http://de.wikipedia.org/", "-H", f"Host: {host}").outcome for w in (place.mine, place.theirs)]
         for host in ("de.wikipedia.org", "DE.wikipedia.org:80", "de.wikipedia.org:8080")

@@ -321,6 +321,15 @@ def test_names_of_what_two_tasks_make_do_not_meet(one: Task, other: Task) -> Non
         assert sorted(names) == sorted(set(names))
 
 
+@pytest.mark.parametrize(("before", "after"), [((".",), (".", "prod")), ((".", "prod"), (".",)), (("*",), (".",)), ((".",), ("*",))])
+def test_who_keeps_a_route_when_others_get_or_lose_it_is_not_waited_for_to_lose_it(before: tuple[str, ...], after: tuple[str, ...]) -> None:
+    live = states([], Task(["a.example.com:80,443"], export_to=before).plan([]))[-1]
+    waits = [s for s in Task(["a.example.com:80,443"], export_to=after).plan(live).steps if not isinstance(s, Change) and not s.gateways]
+    kept, lost = ({place for w in waits if (w.routes, w.not_routes)[n] for place in w.namespaces or ("everywhere",)} for n in (0, 1))
+    assert kept == ({"everywhere"} if "*" in after else {"demo", *after} - {"."})
+    assert lost == ({"prod"} if "prod" in before else set())
+
+
 def test_what_is_left_of_a_namespace_that_is_gone_can_be_taken_back() -> None:
     live = states([], Task(["a.example.com:80,443"]).plan([]))[-1]
     left = [o for o in live if o["metadata"]["namespace"] != "demo"]
