@@ -225,7 +225,7 @@ steps:
   returned: success
   type: list
   elements: str
-  sample: ["+ gateway         istio-system/egress-istio-egressgateway  http-mutual, tls-plain"]
+  sample: ["+ gateway         istio-system/egress-istio-egressgateway  http-mutual, http-nowhere, tls-plain"]
 proxies:
   description: The sidecars of the namespace, and those that did not follow yet.
   returned: when O(wait=true), outside check mode
