@@ -381,8 +381,8 @@ class _Walker:
             fix = f"Take tls out of {_pretty(passage.rule)} for this port." if passage.rule else ""
             return replace(result, verdict="blocked", by="mesh" if count == 1 else "gateway", reason=reason, fix=fix)
         ports = {e.port for e in passage.endpoints} or {call.port}
-        if envelope and ports & PLAIN_PORTS:
-            port = min(ports & PLAIN_PORTS)
+        if envelope and ports <= PLAIN_PORTS:
+            port = min(ports)
             reason = f"The proxy starts TLS with port {port}, where far ends speak plain HTTP: {_pretty(passage.rule) or passage.cluster}."
             fix = f"Give the port of {entry or 'the ServiceEntry'} targetPort: 443, or take tls out of {_pretty(passage.rule)}."
             return replace(result, verdict="blocked", by="mesh" if count == 1 else "gateway", reason=reason, fix=fix)
@@ -393,6 +393,9 @@ class _Walker:
             through = f" through gateway {result.via}" if result.via != "direct" else " directly"
             reason = f"{entry or 'cluster ' + passage.cluster} lets {call.host} out{through}, to {where}."
             fix = ""
+            if envelope and ports & PLAIN_PORTS:
+                plain = f"the proxy starts TLS with port {min(ports & PLAIN_PORTS)}, too, where far ends speak plain HTTP"
+                result = replace(result, notes=(*result.notes, f"{plain}; a request that meets it is tried again"))
         return replace(result, reason=reason, fix=fix)
 
     # -- objects --------------------------------------------------------------------------------------------------------------------

@@ -109,6 +109,27 @@ def test_namespaces_that_may_be_reached_are_a_list_or_text(tmp_path: Path) -> No
     assert names == ["demo", "istio-system", "kube-system", "one", "two"] and two == three
 
 
+def test_silence_with_the_policy_is_that_of_the_policy_only_where_the_url_answers_without(tmp_path: Path) -> None:
+    """Statuses before the policy, beside the gateway, and with the policy; what came of a request that was not made is empty."""
+    cases = {
+        ("200", "", "000"): "enforced: https://a.example/ around the sidecar of pod p: before the policy 200, with the policy no answer",
+        ("", "200", "000"): "enforced: https://a.example/ around the sidecar of pod p: from the gateway 200, with the policy no answer",
+        ("", "000", "200"): "WARNING: NOT enforced, the network plugin of this cluster lets the pods out: https://a.example/",
+        ("000", "", "000"): "WARNING: not known whether it is enforced: https://a.example/ could not be reached without the policy, either",
+        ("", "000", "000"): "WARNING: not known whether it is enforced: https://a.example/ could not be reached without the policy, either",
+        ("", "", "000"): "WARNING: not known whether it is enforced: https://a.example/ has no answer with the policy, and beside the gateway x/y it could not",
+        ("200", "", ""): "WARNING: not known whether it is enforced: the container istio-proxy of pod p has no curl",
+    }
+    pod = {"resources": [{"metadata": {"name": "p"}}]}
+    fixed = {"egress_enforce_probe": "https://a.example/", "egress_enforce_gateway": "x/y", "__egress_enforce_sidecars": pod}
+    of_the_role = {"ansible.builtin.include_vars": str(tree.CHECKOUT / "roles" / "egress_enforce" / "vars" / "main.yml")}
+    show = {"ansible.builtin.debug": {"msg": "> {{ __egress_enforce_verdict }}: {{ __egress_enforce_evidence }}"}}
+    asked = ("__egress_enforce_without", "__egress_enforce_beside", "__egress_enforce_with")
+    tasks = [{**show, "vars": {**fixed, **{name: {"stdout": status} for name, status in zip(asked, case, strict=True)}}} for case in cases]
+    told = re.findall(r'"> (.*)"', play(tmp_path, of_the_role, *tasks))
+    assert [(said.startswith(expected) or said) for said, expected in zip(told, cases.values(), strict=True)] == [True] * len(cases)
+
+
 def row(url: str, verdict: str) -> dict[str, str]:
     return {"url": url, "verdict": verdict}
 
