@@ -33,7 +33,7 @@ demo: setup mesh-up ## one mesh, three playbooks, one table of real requests, an
 	@$(on_mesh) ansible-playbook meshops.istio_egress.demo -e egress_svg=$(CURDIR)/tests/output/demo.svg
 	@echo "demo: the requests after the entries, drawn: tests/output/demo.svg"
 
-test: setup ## mesh, beside it lint, unit, docs, artifact, sanity, cluster and api (13 to 16 min with the mesh built). Begins nothing after a failure
+test: setup ## mesh, beside it lint, unit, docs, artifact, sanity, cluster and api (12 to 15 min with the mesh built). Begins nothing after a failure
 	@python tests/tooling/stages.py mesh lint,unit,docs,artifact,sanity,$(if $(USER_CLUSTER),,cluster,)api
 
 lint: setup ## ruff, yamllint, shellcheck, changelog, docs, ansible-lint (about 1 min, at once when nothing has changed)

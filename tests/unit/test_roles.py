@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
 import os
@@ -107,6 +108,18 @@ def test_namespaces_that_may_be_reached_are_a_list_or_text(tmp_path: Path) -> No
     assert json.loads(one.replace("\\", "")) == [{"namespaceSelector": {}}]
     [names] = [part["namespaceSelector"]["matchExpressions"][0]["values"] for part in json.loads(two.replace("\\", ""))]
     assert names == ["demo", "istio-system", "kube-system", "one", "two"] and two == three
+
+
+def test_a_cluster_may_give_the_test_source_its_user(tmp_path: Path) -> None:
+    role = tree.CHECKOUT / "roles" / "test_source"
+    defaults = yaml.safe_load((role / "defaults" / "main.yml").read_text(encoding="utf-8"))
+    of_the_role = {"ansible.builtin.include_vars": str(role / "vars" / "main.yml")}
+    container = "__test_source_wanted[1].spec.template.spec.containers[0]"
+    show = {"ansible.builtin.debug": {"msg": f"> {{{{ {container}.securityContext | to_json | b64encode }}}}"}}
+    given = {**defaults, "test_source_namespace": "demo"}
+    shown = play(tmp_path, of_the_role, {**show, "vars": given}, {**show, "vars": {**given, "test_source_user": ""}})
+    named, free = (json.loads(base64.b64decode(said)) for said in re.findall(r'"> (.*)"', shown))
+    assert named == {**free, "runAsUser": 65532} and free["runAsNonRoot"] is True
 
 
 def test_silence_with_the_policy_is_that_of_the_policy_only_where_the_url_answers_without(tmp_path: Path) -> None:
