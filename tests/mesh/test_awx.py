@@ -35,7 +35,7 @@ Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_scalar(n
 CONTROLLER = yaml.load((EXAMPLE / "controller.yml").read_text(encoding="utf-8"), Loader)
 TEMPLATES = {template["name"]: template for template in CONTROLLER["controller_templates"]}
 WORKFLOWS = {workflow["name"]: workflow for workflow in CONTROLLER["controller_workflows"]}
-USED = ("test_source", "istio_outbound_mode", "istio_egress_host", "istio_egress_check", "istio_egress_policy")
+USED = ("test_source", "istio_outbound_mode", "istio_egress_host", "istio_egress_check", "istio_egress_policy", "Playbooks")
 HOSTS, DOCUMENT = "Egress hosts of a namespace, with approval", "Document of a namespace, with approval"
 
 

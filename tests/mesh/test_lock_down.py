@@ -117,7 +117,7 @@ def test_one_refusal_opens_it_again_although_it_was_before_the_watch_began(runne
     with at_work(web, every=0.1, and_then=once):
         run = runner.play("lock_down", egress_watch_seconds=10, egress_accept_unnamed="true")
     assert run.code != 0 and refused, run.text
-    assert "edition.cnn.com:80, HTTP, 1 times" in run.text and "by deployment/web" in run.text and "as before" in run.text, run.text
+    assert "edition.cnn.com:80, HTTP, " in run.text and "by deployment/web" in run.text and "as before" in run.text, run.text
     assert mode(api, runner.namespace) is None
     assert web.curl(NEW).outcome == "301"
 
